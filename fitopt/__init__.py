@@ -1,0 +1,17 @@
+"""Fit the parameters of JAX models to data."""
+
+from importlib.metadata import version
+
+from . import transforms as transforms
+from .callback import Callback as Callback
+from .callback import Fit as Fit
+from .callback import HostCallback as HostCallback
+from .callback import StepInfo as StepInfo
+from .engine import OptaxOptimizer as OptaxOptimizer
+from .history import History as History
+from .parameter import Parameter as Parameter
+from .partition import combine as combine
+from .partition import partition as partition
+from .partition import values as values
+
+__version__ = version("fitopt")

@@ -1,0 +1,117 @@
+"""The two protocols by which callbacks take part in a fit.
+
+A traced callback, a `Callback`, runs inside the compiled loop. A host callback is any Python function
+with the signature
+
+    callback(step, diff_state, static_state, fitting_data, aux_data, loss_value, grads)
+
+that is called after a step; a `HostCallback` is one that has something to open and close.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from .history import History
+
+
+class StepInfo(NamedTuple):
+    """One step, at the point where its loss was taken.
+
+    `params` are the free values in the structure of the state, as plain arrays (None elsewhere);
+    `grads` has the same structure and holds the gradients in coordinates. `loss` is NaN at the step
+    that ends a fit because its loss or its update was not finite.
+    """
+
+    step: Int[Array, ""]
+    loss: Float[Array, ""]
+    aux: PyTree
+    params: PyTree
+    grads: PyTree
+
+
+class Callback(eqx.Module):
+    """A callback that runs inside the compiled loop, at nanoseconds a step; override what you need.
+
+    A callback holds settings alone; all that changes during a fit is its carry. So one object serves
+    any number of fits, also at once. What it does not use of `info` costs nothing.
+
+    >>> class StopWhenSmall(Callback):
+    ...     limit: float
+    ...
+    ...     def update(self, info, carry):
+    ...         return carry, info.params["k"] < self.limit
+    """
+
+    every: ClassVar[int] = 1
+
+    def init(self, info: StepInfo) -> PyTree:
+        """The carry before the first step: a pytree of arrays.
+
+        `info` has the shapes and dtypes of the steps to come; only its `params` have their values.
+        """
+        return None
+
+    def update(self, info: StepInfo, carry: PyTree) -> tuple[PyTree, Bool[Array, ""] | bool]:
+        """The carry after a step, and whether to stop after it."""
+        return carry, False
+
+    def record(self, info: StepInfo) -> dict[str, PyTree] | None:
+        """What to write to the history, by name, at every `self.every`-th step; None for nothing."""
+        return None
+
+    def result(self, carry: PyTree, params: PyTree, loss: Array) -> tuple[PyTree, Array]:
+        """The free values to return and their loss, given those after the last step; traced."""
+        return params, loss
+
+    def finish(self, history: History, carry: PyTree) -> None:
+        """Called on the host, once, after the last step; `carry` holds NumPy arrays."""
+
+    def why(self) -> str:
+        """What `stop_reason` says when this callback has stopped the fit."""
+        return f"{type(self).__name__} asked to stop"
+
+
+class Fit(NamedTuple):
+    """What a host callback may know when a fit begins."""
+
+    max_steps: int
+    names: tuple[str, ...]  # of the free Parameters, in the order of their leaves
+    history: History  # being built
+
+
+HostFunction = Callable[[int, PyTree, PyTree, History, Any, Any, PyTree], Any]
+
+
+class HostCallback:
+    """A callback in plain Python that opens something for each fit, and closes it.
+
+    `open` is a context manager that yields the function to call; what it keeps in local variables
+    belongs to one fit alone. Code after the `yield` runs when the fit has ended well; put what must
+    always run under `finally`.
+
+    - `every`: it is called after steps 0, every, 2 every, ...; with None whenever the loop comes back
+        to Python anyhow, some times a second.
+    - `uses`: which of `"aux"` and `"grads"` the function looks at; the others are None.
+    """
+
+    every: int | None = 1
+    uses: tuple[str, ...] = ("aux", "grads")
+
+    @contextlib.contextmanager
+    def open(self, fit: Fit) -> Iterator[HostFunction]:
+        raise TypeError(f"{type(self).__name__} does not say what to do: override open")
+        yield
+
+
+@contextlib.contextmanager
+def open_host(callback: Any, fit: Fit) -> Iterator[HostFunction]:
+    """The function to call for a host callback of either kind."""
+    if isinstance(callback, HostCallback):
+        with callback.open(fit) as function:
+            yield function
+    else:
+        yield callback

@@ -1,0 +1,391 @@
+"""The host's side of a fit: stretches, host callbacks, history, and what happens when things go wrong."""
+
+import contextlib
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from . import snapshot
+from .callback import Callback, Fit, HostCallback, HostFunction, open_host
+from .history import History, Series
+from .loop import MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
+from .parameter import Parameter, check_value
+from .partition import flatten, is_parameter
+
+_STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
+
+
+class Saved(NamedTuple):
+    """A point of the fit to go back to, and how many good steps were made from it."""
+
+    carry: snapshot.Snapshot
+    first: int
+    steps: int
+
+
+class Run:
+    """One fit. `callbacks` are all callbacks in the user's order; `programs` know the traced ones."""
+
+    def __init__(
+        self, programs: Programs, callbacks: Sequence[Any], state: PyTree, max_steps: int, mode: str
+    ):
+        self.programs = programs
+        self.callbacks = callbacks
+        self.state = state
+        self.max_steps = max_steps
+        self.start, self.fixed, self.layout = flatten(state)
+        self.static = {"layout": self.layout, "mode": mode}
+        self.history = History()
+        self.series: dict[str, Series] = {"loss": Series(max_steps)}
+        self.done = 0
+        self.reason: str | None = None
+        self.before: Saved | None = None  # the last stretch that made a step
+        self.values: list[Array] = list(self.start)
+        self.last: dict[str, PyTree] = {}
+
+    def __call__(self) -> tuple[PyTree, History]:
+        began = time.perf_counter()
+        self.carry, self.saved, inside = self.programs.start(self.start, self.fixed, **self.static)
+        self.history["loss"] = np.zeros(0)
+        fit = Fit(self.max_steps, self.layout.names, self.history)
+        with contextlib.ExitStack() as stack, interruptible() as interruption:
+            hosts = [
+                (place, callback, stack.enter_context(open_host(callback, fit)))
+                for place, callback in enumerate(self.callbacks)
+                if not isinstance(callback, Callback)
+            ]
+            limit = self.first_limit()
+            while self.reason is None and self.done < self.max_steps:
+                since = time.perf_counter()
+                steps, stopper = self.advance(min(limit, self.until_due(hosts)))
+                if self.done == steps:
+                    self.check_inside(np.asarray(inside), self.start)
+                limit = self.next_limit(limit, steps, time.perf_counter() - since)
+                if self.reason is None:
+                    self.call(hosts, stopper, interruption)
+                if self.reason is None and interruption.requested:
+                    self.reason = f"interrupted (Ctrl-C) after step {self.done - 1}"
+            if self.max_steps == 0:
+                self.check_inside(np.asarray(inside), self.start)
+            self.finish(began)
+        return self.result, self.history
+
+    # Steps.
+
+    def advance(self, limit: int) -> tuple[int, int | None]:
+        """Run a stretch; returns how many good steps it made and which traced callback stopped it."""
+        stretch, steps, code = self.stretch(limit)
+        losses = np.asarray(stretch.losses)
+        self.append(stretch, losses, steps)
+        saved = Saved(self.saved, self.done, steps)
+        self.done += steps
+        if code == NOT_FINITE:
+            self.not_finite(saved, losses[steps])
+            return steps, None
+        self.carry, self.saved, self.values = stretch.carry, stretch.saved, stretch.values
+        self.last, self.before = stretch.last, saved
+        return steps, None if code == RUNNING else code - 1
+
+    def stretch(self, limit: int) -> tuple[Stretch, int, int]:
+        first, count = np.int32(self.done), np.int32(limit)
+        stretch = self.programs.advance(
+            self.carry, self.start, self.fixed, first, count, **self.static
+        )
+        steps, code = (int(x) for x in np.asarray(stretch.status))
+        return stretch, steps - (code == NOT_FINITE), code
+
+    def again(self, saved: Saved, steps: int) -> Stretch:
+        """Go back to a saved point and make some of its steps again."""
+        return self.programs.advance(
+            self.programs.restore(saved.carry),
+            self.start,
+            self.fixed,
+            np.int32(saved.first),
+            np.int32(steps),
+            **self.static,
+        )
+
+    def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
+        self.series["loss"].extend(losses, steps)
+        for callback, records in zip(self.programs.problem.callbacks, stretch.records, strict=True):
+            if records is None:
+                continue
+            every = callback.every
+            count = -(-(self.done + steps) // every) - -(-self.done // every)
+            for name, record in records.items():
+                if name not in self.series:
+                    self.series[name] = Series(-(-self.max_steps // every))
+                    self.history._every[name] = every
+                self.series[name].extend(record, count)
+        for name, series in self.series.items():
+            self.history[name] = series.view()
+
+    def key(self) -> Any:
+        return (self.layout, *(np.shape(x) for x in (*self.start, *self.fixed)))
+
+    def first_limit(self) -> int:
+        # Slower data of the same shape must not make the first stretch long: begin with a part.
+        pace = self.programs.pace.get(self.key())
+        return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 4), MOST_STEPS))
+
+    def next_limit(self, limit: int, steps: int, seconds: float) -> int:
+        pace = seconds / max(steps, 1)
+        if steps > limit // 2:
+            self.programs.pace[self.key()] = pace
+        return max(1, min(int(_STRETCH_SECONDS / pace), 32 * limit, MOST_STEPS))
+
+    def until_due(self, hosts: list[tuple[int, Any, HostFunction]]) -> int:
+        """How many steps until a host callback is due, or until the last step."""
+        steps = self.max_steps - self.done
+        for _, callback, _ in hosts:
+            every = cadence(callback)
+            if every is not None:
+                steps = min(steps, -self.done % every + 1)
+        return steps
+
+    # Host callbacks.
+
+    def call(
+        self,
+        hosts: list[tuple[int, Any, HostFunction]],
+        stopper: int | None,
+        interruption: "Interruption",
+    ) -> None:
+        """Call the host callbacks that are due, and note who stopped the fit: the first in the list."""
+        step = self.done - 1
+        stops: dict[int, str] = {}
+        if stopper is not None:
+            callback = self.programs.problem.callbacks[stopper]
+            place = next(i for i, other in enumerate(self.callbacks) if other is callback)
+            stops[place] = f"{callback.why()} (at step {step})"
+        due = [host for host in hosts if (every := cadence(host[1])) is None or step % every == 0]
+        if due:
+            free, fixed = self.layout.free_state(self.values), self.layout.fixed_state(self.fixed)
+            loss = self.history["loss"][-1]
+        for place, callback, function in due:
+            arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
+            try:
+                with interruption.immediate():
+                    returned = function(step, free, fixed, *arguments)
+            except KeyboardInterrupt:
+                self.reason = f"interrupted (Ctrl-C) in a callback after step {step}"
+                return
+            stop, new_free, new_fixed = interpret(callback, returned, free, fixed)
+            if new_free is not free or new_fixed is not fixed:
+                self.edit(callback, new_free, new_fixed)
+                free = self.layout.free_state(self.values)
+                fixed = self.layout.fixed_state(self.fixed)
+            if stop:
+                stops.setdefault(place, f"{label(callback)} asked to stop (at step {step})")
+        if stops:
+            self.reason = stops[min(stops)]
+
+    def edit(self, callback: Any, free: PyTree, fixed: PyTree) -> None:
+        """Go on from a state that a callback has returned."""
+        who = label(callback)
+        values = edited_values(who, "diff_state", self.layout.free_state(self.values), free)
+        arrays = edited_values(who, "static_state", self.layout.fixed_state(self.fixed), fixed)
+        unchanged = all(a is b for a, b in zip(values, self.values, strict=True))
+        if unchanged and all(a is b for a, b in zip(arrays, self.fixed, strict=True)):
+            return
+        self.carry, self.saved, inside = self.programs.move(
+            self.carry, self.values, values, self.start, arrays, **self.static
+        )
+        with_callback = f"{who} returned a diff_state that leaves the bounds: "
+        self.check_inside(np.asarray(inside), values, with_callback)
+        self.values, self.fixed = values, arrays
+
+    # Faults.
+
+    def check_inside(self, inside: np.ndarray, values: Sequence[Array], prefix: str = "") -> None:
+        for spec, value, good in zip(self.layout.specs, values, inside, strict=True):
+            if not good:
+                try:
+                    check_value(spec, value)
+                except ValueError as error:
+                    raise ValueError(prefix + str(error)) from None
+
+    def not_finite(self, saved: Saved, loss: np.floating) -> None:
+        """End the fit at the last good point; the step after `saved.steps` good ones went wrong."""
+        step = saved.first + saved.steps
+        if np.isfinite(loss):
+            good = self.again(saved, saved.steps)
+            what, self.final_loss = "the update", float(loss)
+        else:
+            if saved.steps == 0 and self.before is None:
+                raise ValueError(self.bad_start(loss))
+            back = saved if saved.steps or self.before is None else self.before
+            good = self.again(back, back.steps - 1)
+            what, self.final_loss = f"the loss ({loss})", float(self.history["loss"][-1])
+        carry = self.again(saved, saved.steps).carry
+        finite = self.programs.gradients_finite(carry, self.start, self.fixed, **self.static)
+        bad = [name for name, ok in zip(self.layout.names, finite, strict=True) if not ok]
+        gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
+        self.carry, self.saved, self.values = good.carry, good.saved, good.values
+        self.reason = (
+            f"{what} was not finite at step {step} ({gradients}); returned the last good state"
+        )
+        warnings.warn(self.reason, RuntimeWarning, stacklevel=6)
+
+    def bad_start(self, loss: np.floating) -> str:
+        parameters = jax.tree.leaves(self.state, is_leaf=is_parameter)
+        named = ", ".join(
+            f"{leaf.name}={np.asarray(leaf.value)}"
+            for leaf in parameters
+            if isinstance(leaf, Parameter) and leaf.free
+        )
+        return f"the loss is {loss} at the start of the fit, with {named}"
+
+    # The end.
+
+    def finish(self, began: float) -> None:
+        """Find the loss of the state to return, let callbacks choose another, complete the history."""
+        if self.reason is None:
+            self.reason = f"made all {self.max_steps} steps (max_steps)"
+        carries = jax.tree.map(np.array, self.carry.callbacks)
+        if not hasattr(self, "final_loss"):
+            self.probe()
+        values, loss = self.values, self.final_loss
+        if any(type(c).result is not Callback.result for c in self.programs.problem.callbacks):
+            values, chosen = self.programs.result(carries, values, loss, **self.static)
+            loss = float(chosen)
+        losses = self.history["loss"]
+        best = int(np.argmin(losses)) if self.done else 0
+        self.history.update(
+            n_steps=self.done,
+            final_loss=loss,
+            best_loss=float(losses[best]) if self.done else loss,
+            best_step=best,
+            stop_reason=self.reason,
+        )
+        self.history["loss"] = losses if self.done else np.zeros(0, losses.dtype)
+        self.result = self.layout.state(values, self.fixed) if self.done else self.state
+        self.history["elapsed"] = time.perf_counter() - began
+        for callback, carry in zip(self.programs.problem.callbacks, carries, strict=True):
+            callback.finish(self.history, carry)
+
+    def probe(self) -> None:
+        """The loss where the fit ended: what the next step would record. The step itself is dropped."""
+        saved = Saved(self.saved, self.done, 0)
+        stretch, steps, _ = self.stretch(1)
+        loss = np.asarray(stretch.losses)[0]
+        if np.isfinite(loss):
+            self.final_loss = float(loss)
+        else:
+            self.not_finite(saved, loss)
+
+
+def cadence(callback: Any) -> int | None:
+    """After how many steps a host callback is due; None for whenever there is a visit anyhow."""
+    return callback.every if isinstance(callback, HostCallback) else getattr(callback, "every", 1)
+
+
+def label(callback: Any) -> str:
+    """What sentences call a host callback."""
+    return getattr(callback, "__name__", type(callback).__name__)
+
+
+def interpret(callback: Any, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:
+    """Stop flag and states from what a host callback has returned."""
+    if returned is None:
+        return False, free, fixed
+    stop = returned
+    if isinstance(returned, tuple):
+        if len(returned) != 3:
+            raise TypeError(_expected(callback, f"a tuple of {len(returned)}"))
+        stop, free, fixed = returned
+    if np.shape(stop) != () or np.asarray(stop).dtype != bool:
+        raise TypeError(_expected(callback, f"{stop!r} to say whether to stop"))
+    return bool(stop), free, fixed
+
+
+def _expected(callback: Any, got: str) -> str:
+    return (
+        f"callback {label(callback)} must return None, True or False, "
+        f"or (stop, diff_state, static_state); got {got}"
+    )
+
+
+def edited_values(who: str, name: str, old: PyTree, new: PyTree) -> list[Any]:
+    """The arrays of an edited state, in order, once they are known to fit in place of the old."""
+    before, structure = jax.tree.flatten(old, is_leaf=is_parameter)
+    try:
+        after = structure.flatten_up_to(new)
+    except ValueError as error:
+        raise ValueError(f"{who} returned a {name} of another structure: {error}") from None
+    values = []
+    for leaf, edited in zip(before, after, strict=True):
+        if isinstance(leaf, Parameter):
+            if isinstance(edited, Parameter) and edited._spec != leaf._spec:
+                raise ValueError(
+                    f"{who} returned a {name} in which {leaf!r} has become {edited!r}: "
+                    "a callback may change values, not bounds or what is free"
+                )
+            current, given = leaf.value, edited.value if is_parameter(edited) else edited
+        elif hasattr(leaf, "dtype") or isinstance(leaf, float | complex):
+            current, given = leaf, edited
+        else:
+            if leaf is not edited and leaf != edited:
+                raise ValueError(
+                    f"{who} returned a {name} in which {leaf!r} has become {edited!r}: "
+                    "a callback may change arrays and floats only"
+                )
+            continue
+        if given is not current:
+            what = repr(leaf.name) if isinstance(leaf, Parameter) else f"a leaf of {name}"
+            if np.shape(given) != np.shape(current):
+                raise ValueError(
+                    f"{who} returned {what} with shape {np.shape(given)}, not {np.shape(current)}"
+                )
+            given = np.asarray(given).astype(np.asarray(current).dtype)
+            given = given if hasattr(current, "dtype") else type(current)(given)
+        values.append(given)
+    return values
+
+
+class Interruption:
+    """Whether Ctrl-C was pressed."""
+
+    def __init__(self):
+        self.requested = False
+        self._at_once = False
+
+    @contextlib.contextmanager
+    def immediate(self) -> Iterator[None]:
+        """While the user's own code runs, Ctrl-C raises KeyboardInterrupt as always."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
+    def handle(self, *_: Any) -> None:
+        if self._at_once or self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Take Ctrl-C as a wish to end the fit after the current stretch; a second one raises.
+
+    Only in the main thread, and only where Ctrl-C has its usual meaning.
+    """
+    interruption = Interruption()
+    main = threading.current_thread() is threading.main_thread()
+    previous: Callable | int | None = signal.getsignal(signal.SIGINT) if main else None
+    if previous is not signal.default_int_handler:
+        yield interruption
+        return
+    signal.signal(signal.SIGINT, interruption.handle)
+    try:
+        yield interruption
+    finally:
+        signal.signal(signal.SIGINT, previous)

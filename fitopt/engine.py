@@ -1,0 +1,190 @@
+"""`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend.core import get_opaque_trace_state
+from jaxtyping import PyTree
+
+from .callback import Callback, HostCallback
+from .differentiation import MODES
+from .driver import Run, cadence, label
+from .history import History
+from .loop import Loop, Problem, Programs
+from .parameter import Parameter
+from .partition import flatten, is_parameter
+from .stepper import OptaxStepper
+
+State = TypeVar("State", bound=PyTree)
+
+with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformation, whatever this one does
+    _NO_TRACE = _pool.submit(get_opaque_trace_state).result()
+
+
+class OptaxOptimizer:
+    """Fit the free Parameters of a state with any optax optimizer.
+
+    **Arguments:**
+
+    - `loss`: a function of the state that returns a real scalar, or `(scalar, aux)` with
+        `has_aux=True`. It gets the state with plain arrays in place of Parameters.
+    - `optimizer`: any `optax.GradientTransformation`; line searches get what they need.
+    - `callback`: one callback or a list of them, run in that order: traced ones (`fitopt.Callback`)
+        and plain Python functions `callback(step, diff_state, static_state, fitting_data, aux_data,
+        loss_value, grads)` that return None, whether to stop, or `(stop, diff_state, static_state)`.
+    - `has_aux`: whether the loss returns auxiliary data besides.
+
+    The compiled programs belong to the instance: another `run` on a state of the same structure and
+    shapes compiles nothing.
+
+    **Raises:** `TypeError` for arguments of the wrong kind.
+
+    >>> import jax.numpy as jnp, optax
+    >>> from fitopt import OptaxOptimizer, Parameter
+    >>> x = jnp.linspace(0.0, 1.0, 20)
+    >>> y = 3.0 * x + 1.0
+    >>> def loss(state):
+    ...     return jnp.mean((state["slope"] * x + state["offset"] - y) ** 2)
+    >>> state = {"slope": Parameter("slope", 0.0), "offset": Parameter("offset", 0.0)}
+    >>> fitted, history = OptaxOptimizer(loss, optax.adam(0.1)).run(state, max_steps=500)
+    >>> print(f"{fitted['slope']:.3f} {fitted['offset']:.3f}")
+    3.000 1.000
+    """
+
+    def __init__(
+        self,
+        loss: Callable[[Any], Any],
+        optimizer: optax.GradientTransformation,
+        callback: Any = None,
+        has_aux: bool = False,
+    ):
+        if not callable(loss):
+            raise TypeError(f"loss must be a function of the state, got {loss!r}")
+        if not isinstance(has_aux, bool):
+            raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
+        self._callbacks = check_callbacks(callback)
+        traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
+        hosts = [c for c in self._callbacks if not isinstance(c, Callback)]
+        looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
+        uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
+        make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
+        self._programs = Programs(Problem(loss, make_stepper, traced, has_aux, uses))
+
+    def run(self, state: State, max_steps: int = 1, mode: str = "rev") -> tuple[State, History]:
+        """Make up to `max_steps` steps from `state`.
+
+        **Arguments:**
+
+        - `state`: any pytree with at least one free Parameter. Arrays and floats in it are traced;
+            Python ints, bools and strings stay what they are.
+        - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
+        - `mode`: `"rev"`, or `"fwd"` for forward-mode differentiation: for few parameters, and for
+            losses that contain a `lax.while_loop`.
+
+        **Returns:** the fitted state, in the structure of `state`, and the `History`.
+
+        **Raises:** `TypeError` and `ValueError` for arguments and losses that cannot be fitted;
+        `ValueError` if the loss is not finite at the start. Once a step was good, a loss or an update
+        that is not finite ends the fit with a `RuntimeWarning` and the last good state.
+
+        Inside `jit`, `vmap` or `grad` it becomes one `lax.scan` of `max_steps` steps.
+        """
+        max_steps = check_max_steps(max_steps)
+        if mode not in MODES:
+            raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
+        check_free(state)
+        if get_opaque_trace_state() != _NO_TRACE:
+            return self._run_traced(state, max_steps, mode)
+        return Run(self._programs, self._callbacks, state, max_steps, mode)()
+
+    def _run_traced(self, state: State, max_steps: int, mode: str) -> tuple[State, History]:
+        for callback in self._callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
+                    "cannot visit; use traced callbacks (fitopt.Callback) there"
+                )
+        start, fixed, layout = flatten(state)
+        problem = self._programs.problem
+        fit = Loop(problem, layout, mode).scan(start, fixed, max_steps)
+        history = History(loss=fit.losses)
+        for callback, records in zip(problem.callbacks, fit.records, strict=True):
+            for name, record in (records or {}).items():
+                every = callback.every
+                history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
+                history._every[name] = every
+        comparable = jnp.where(jnp.isnan(fit.losses), jnp.inf, fit.losses)
+        best = jnp.argmin(comparable) if max_steps else jnp.zeros((), int)
+        history.update(
+            n_steps=fit.n_steps,
+            final_loss=fit.final_loss,
+            best_loss=fit.losses[best] if max_steps else fit.final_loss,
+            best_step=best,
+        )
+        return layout.state(fit.values, fixed), history
+
+
+def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode: str) -> OptaxStepper:
+    return OptaxStepper(objective, optimizer, mode)
+
+
+def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    if isinstance(optimizer, optax.MultiSteps):
+        return optimizer.gradient_transformation()
+    if callable(optimizer) and not hasattr(optimizer, "init"):
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, got the function {name}; "
+            f"call it: {name}(learning_rate)"
+        )
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+    return optimizer
+
+
+def check_callbacks(callback: Any) -> tuple[Any, ...]:
+    if callback is None:
+        return ()
+    callbacks: Sequence[Any] = callback if isinstance(callback, list | tuple) else [callback]
+    for one in callbacks:
+        if isinstance(one, type):
+            raise TypeError(f"callback must be an instance, got the class {one.__name__}; call it")
+        if not (isinstance(one, Callback | HostCallback) or callable(one)):
+            raise TypeError(
+                "callback must be a function, a fitopt.Callback, a fitopt.HostCallback "
+                f"or a list of them, got {one!r}"
+            )
+        every = one.every if isinstance(one, Callback) else cadence(one)
+        if not (every is None and isinstance(one, HostCallback)):
+            whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
+            if not whole:
+                raise ValueError(f"{label(one)}: every must be a positive integer, got {every!r}")
+    return tuple(callbacks)
+
+
+def check_max_steps(max_steps: Any) -> int:
+    try:
+        if isinstance(max_steps, bool):
+            raise TypeError
+        steps = operator.index(max_steps)
+    except TypeError:
+        raise TypeError(f"max_steps must be an integer, got {max_steps!r}") from None
+    if steps < 0:
+        raise ValueError(f"max_steps must not be negative, got {steps}")
+    return steps
+
+
+def check_free(state: Any) -> None:
+    leaves = jax.tree.leaves(state, is_leaf=is_parameter)
+    if not any(isinstance(leaf, Parameter) and leaf.free for leaf in leaves):
+        found = [leaf.name for leaf in leaves if isinstance(leaf, Parameter)]
+        raise ValueError(
+            "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(name, value)"
+            + (f" (all of these are fixed: {', '.join(found)})" if found else "")
+        )

@@ -1,0 +1,203 @@
+"""Which leaves of a state are fitted, what they are called, and how to put a state back together."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from .parameter import Parameter, Spec, with_value
+
+State = TypeVar("State")
+
+
+def is_parameter(x: Any) -> bool:
+    """Whether `x` is a Parameter: for `is_leaf` of JAX' tree functions."""
+    return isinstance(x, Parameter)
+
+
+def _is_parameter_or_none(x: Any) -> bool:
+    return x is None or isinstance(x, Parameter)
+
+
+def values(state: State) -> State:
+    """The state with every Parameter, free or fixed, replaced by the plain array of its value.
+
+    This is what a loss gets.
+
+    >>> values({"k": Parameter("k", 2.0), "name": "decay"})
+    {'k': Array(2., dtype=float32), 'name': 'decay'}
+    """
+    return jax.tree.map(lambda x: x.value if is_parameter(x) else x, state, is_leaf=is_parameter)
+
+
+def partition(state: State) -> tuple[State, State]:
+    """Split a state into its free Parameters and all else, with None in place of what is missing.
+
+    **Returns:** `(free, fixed)`, both in the structure of `state`; `combine` undoes it.
+
+    >>> partition({"k": Parameter("k", 2.0), "n": 3})
+    ({'k': Parameter('k', 2.0), 'n': None}, {'k': None, 'n': 3})
+    """
+
+    def select(free: bool) -> State:
+        return jax.tree.map(
+            lambda x: x if (is_parameter(x) and x.free) == free else None,
+            state,
+            is_leaf=is_parameter,
+        )
+
+    return select(True), select(False)
+
+
+def combine(free: State, fixed: State) -> State:
+    """Put together again what `partition` took apart.
+
+    >>> combine(*partition({"k": Parameter("k", 2.0), "n": 3}))
+    {'k': Parameter('k', 2.0), 'n': 3}
+    """
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_parameter_or_none
+    )
+
+
+class _Opaque:
+    """A leaf that is not an array, compared by identity where it has no hash."""
+
+    def __init__(self, leaf: Any):
+        self.leaf = leaf
+        try:
+            self._key: Any = (type(leaf), hash(leaf), leaf)
+        except TypeError:
+            self._key = (type(leaf), id(leaf), None)
+
+    def __hash__(self) -> int:
+        return hash(self._key[:2])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Opaque) or self._key[:2] != other._key[:2]:
+            return False
+        return self.leaf is other.leaf or bool(self._key[2] == other._key[2])
+
+
+_ARRAY = object()  # stands for a leaf that is an array or a float
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """All of a state that is not an array: its structure, its Parameters' specs, its other leaves.
+
+    Static, and hashable by content: two states with the same layout and the same shapes run
+    through the same compiled program.
+    """
+
+    treedef: Any
+    leaves: tuple[Any, ...]  # a Spec for a Parameter, _ARRAY, or an _Opaque
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.treedef, tuple(x if x is not _ARRAY else None for x in self.leaves)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def specs(self) -> tuple[Spec, ...]:
+        """The specs of the free Parameters, in the order of the leaves."""
+        return tuple(x for x in self.leaves if isinstance(x, Spec) and x.free)
+
+    @functools.cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Where in the state each free Parameter lies, such as `layers/0/weight`."""
+        numbered = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
+        flat, _ = jax.tree.flatten_with_path(numbered)
+        return tuple(
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for (path, _), leaf in zip(flat, self.leaves, strict=True)
+            if isinstance(leaf, Spec) and leaf.free
+        )
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """What to call the free Parameters: their names, with the path where a name is not unique."""
+        names = [spec.name for spec in self.specs]
+        return tuple(
+            name if names.count(name) == 1 else f"{name} ({path})"
+            for name, path in zip(names, self.paths, strict=True)
+        )
+
+    def _build(self, free: Sequence[Any], fixed: Sequence[Any] | None, wrap: bool) -> Any:
+        free_leaves, fixed_leaves = iter(free), iter(fixed or ())
+        built = []
+        for leaf in self.leaves:
+            if isinstance(leaf, Spec) and leaf.free:
+                value = next(free_leaves)
+                built.append(with_value(leaf, value) if wrap and value is not None else value)
+            elif fixed is None:
+                built.append(None)
+            elif isinstance(leaf, Spec):
+                value = next(fixed_leaves)
+                built.append(with_value(leaf, value) if wrap else value)
+            elif leaf is _ARRAY:
+                built.append(next(fixed_leaves))
+            else:
+                built.append(leaf.leaf)
+        return jax.tree.unflatten(self.treedef, built)
+
+    def plain(self, free: Sequence[Array], fixed: Sequence[Any]) -> Any:
+        """The state as a loss sees it: values in place of Parameters."""
+        return self._build(free, fixed, wrap=False)
+
+    def free_tree(self, leaves: Sequence[Any]) -> Any:
+        """One array for each free Parameter, in the structure of the state; None elsewhere."""
+        return self._build(leaves, None, wrap=False)
+
+    def free_state(self, free: Sequence[Array]) -> Any:
+        """The free Parameters in the structure of the state; None elsewhere."""
+        return self._build(free, None, wrap=True)
+
+    def fixed_state(self, fixed: Sequence[Any]) -> Any:
+        """The state with None in place of the free Parameters."""
+        return self._build([None] * len(self.specs), fixed, wrap=True)
+
+    def state(self, free: Sequence[Array], fixed: Sequence[Any]) -> Any:
+        """The whole state."""
+        return self._build(free, fixed, wrap=True)
+
+    def free_leaves(self, tree: Any) -> list[Any]:
+        """The inverse of `free_tree`."""
+        return jax.tree.leaves(tree)
+
+
+class Flat(NamedTuple):
+    """A state taken apart: what a program is traced over, and what it is compiled for."""
+
+    free: list[Array]  # values of the free Parameters
+    fixed: list[Any]  # values of the fixed ones, arrays and floats
+    layout: Layout
+
+
+def flatten(state: Any) -> Flat:
+    """Take a state apart; `Layout.state` puts it together."""
+    leaves, treedef = jax.tree.flatten(state, is_leaf=is_parameter)
+    free, fixed, kept = [], [], []
+    for leaf in leaves:
+        if isinstance(leaf, Parameter):
+            (free if leaf.free else fixed).append(leaf.value)
+            kept.append(leaf._spec)
+        elif is_array(leaf):
+            fixed.append(leaf)
+            kept.append(_ARRAY)
+        else:
+            kept.append(_Opaque(leaf))
+    return Flat(free, fixed, Layout(treedef, tuple(kept)))
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced: arrays, NumPy numbers, Python floats and complex numbers."""
+    if isinstance(leaf, np.ndarray | np.generic):
+        return np.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+    return isinstance(leaf, jax.Array | float | complex)

@@ -1,0 +1,124 @@
+"""The seam for methods: what the loop needs to know of an optimizer."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from .callback import StepInfo
+from .differentiation import value_and_gradient
+
+Objective = Callable[[PyTree], tuple[Array, Any]]  # coordinates -> (loss, aux)
+
+
+class Stepper(Protocol):
+    """A method of minimisation, one step at a time; all of it is traced."""
+
+    def init(self, coordinates: PyTree) -> PyTree:
+        """The carry before the first step."""
+        ...
+
+    def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
+        """Evaluate at the carry's coordinates, then update them.
+
+        The info's `params` are the coordinates of the evaluation; its `step` is the loop's to fill.
+        """
+        ...
+
+    def coordinates(self, carry: PyTree) -> PyTree:
+        """Where the carry stands."""
+        ...
+
+    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
+        """The carry after a callback has changed the coordinates, or what the loss depends on."""
+        ...
+
+
+_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
+
+
+class OptaxStepper:
+    """Any optax optimizer.
+
+    Optimizers that take extra arguments are handed `value`, `grad` and `value_fn`. A line search
+    leaves value and gradient of its last trial in its state; they are not computed again.
+    """
+
+    def __init__(
+        self, objective: Objective, optimizer: optax.GradientTransformation, mode: str = "rev"
+    ):
+        self._objective = objective
+        self._optimizer = optax.with_extra_args_support(optimizer)
+        self._value_and_gradient = value_and_gradient(objective, mode)
+
+    def init(self, coordinates: PyTree) -> PyTree:
+        state = self._optimizer.init(coordinates)
+        if _line_searches(state):
+            state = self._optimizer.init(_real(coordinates))
+        return coordinates, state
+
+    def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
+        coordinates, state = carry
+        searches = _line_searches(state)
+        (loss, aux), grads = self._evaluate(coordinates, searches)
+        if searches:
+            params, uphill = _real(coordinates), _real(grads)
+            value_fn = lambda params: self._objective(_unreal(params, coordinates))[0]
+        else:
+            params, uphill = coordinates, grads
+            value_fn = lambda params: self._objective(params)[0]
+        updates, state = self._optimizer.update(
+            uphill, state, params, value=loss, grad=uphill, value_fn=value_fn
+        )
+        new = optax.apply_updates(params, updates)
+        new = _unreal(new, coordinates) if searches else new
+        return (new, state), StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
+
+    def coordinates(self, carry: PyTree) -> PyTree:
+        return carry[0]
+
+    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
+        # What a line search has stored belongs to another point: infinity marks it as unknown.
+        forget = lambda x: x._replace(value=jnp.full_like(x.value, jnp.inf)) if _is_search(x) else x
+        return coordinates, jax.tree.map(forget, carry[1], is_leaf=_is_search)
+
+    def _evaluate(self, coordinates: PyTree, searches: list) -> tuple[tuple[Array, Any], PyTree]:
+        stored = [search for search in searches if search.grad is not None]
+        if not stored:
+            return self._value_and_gradient(coordinates)
+        dtype = jax.eval_shape(self._objective, coordinates)[0].dtype
+
+        def compute() -> tuple[Array, PyTree]:
+            (loss, _), grads = self._value_and_gradient(coordinates)
+            return loss, grads
+
+        def reuse() -> tuple[Array, PyTree]:
+            return stored[0].value.astype(dtype), _unreal(stored[0].grad, coordinates)
+
+        loss, grads = jax.lax.cond(jnp.isfinite(stored[0].value), reuse, compute)
+        return (loss, self._objective(coordinates)[1]), grads
+
+
+def _is_search(x: Any) -> bool:
+    return isinstance(x, _LINE_SEARCHES)
+
+
+def _line_searches(state: PyTree) -> list:
+    return [x for x in jax.tree.leaves(state, is_leaf=_is_search) if _is_search(x)]
+
+
+# A line search takes slopes along its updates, which optax does not define alike everywhere for complex
+# numbers; so it is shown a complex leaf as one real leaf that holds both parts.
+
+
+def _real(tree: PyTree) -> PyTree:
+    split = lambda x: jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
+    return jax.tree.map(split, tree)
+
+
+def _unreal(tree: PyTree, like: PyTree) -> PyTree:
+    join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
+    return jax.tree.map(join, tree, like)
