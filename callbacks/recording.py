@@ -84,6 +84,5 @@ class KeepBest(Callback):
         here = Best(info.loss, info.params)
         return lax.cond(info.loss < carry.loss, lambda: here, lambda: carry), False
 
-    def result(self, carry: Best, params: PyTree, loss: Array) -> tuple[PyTree, Array]:
-        chosen = lax.cond(carry.loss < loss, lambda: carry, lambda: Best(loss, params))
-        return chosen.params, chosen.loss
+    def result(self, carry: Best) -> tuple[PyTree, Array]:
+        return carry.params, carry.loss

@@ -59,10 +59,8 @@ class EarlyStopping(Callback):
             best, _ = KeepBest().update(info, best)
         return _Patience(least, waited, best), waited >= self.patience
 
-    def result(self, carry: _Patience, params: PyTree, loss: Array) -> tuple[PyTree, Array]:
-        if carry.best is None:
-            return params, loss
-        return KeepBest().result(carry.best, params, loss)
+    def result(self, carry: _Patience) -> tuple[PyTree, Array] | None:
+        return None if carry.best is None else (carry.best.params, carry.best.loss)
 
     def why(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""

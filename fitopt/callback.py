@@ -9,7 +9,7 @@ that is called after a step; a `HostCallback` is one that has something to open 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
@@ -63,9 +63,12 @@ class Callback(eqx.Module):
         """What to write to the history, by name, at every `self.every`-th step; None for nothing."""
         return None
 
-    def result(self, carry: PyTree, params: PyTree, loss: Array) -> tuple[PyTree, Array]:
-        """The free values to return and their loss, given those after the last step; traced."""
-        return params, loss
+    def result(self, carry: PyTree) -> tuple[PyTree, Array] | None:
+        """Free values and their loss, to be returned if that loss is less than the last state's.
+
+        Called once at the end; `carry` has seen one more `update`, for the state after the last step.
+        """
+        return None
 
     def finish(self, history: History, carry: PyTree) -> None:
         """Called on the host, once, after the last step; `carry` holds NumPy arrays."""
@@ -75,11 +78,19 @@ class Callback(eqx.Module):
         return f"{type(self).__name__} asked to stop"
 
 
+def own_methods(callbacks: Sequence[Callback], name: str) -> list[tuple[int, Callable]]:
+    """The methods of that name which callbacks bring themselves, each with its callback's number."""
+    return [
+        (number, getattr(callback, name))
+        for number, callback in enumerate(callbacks)
+        if next(cls for cls in type(callback).__mro__ if name in vars(cls)) is not Callback
+    ]
+
+
 class Fit(NamedTuple):
     """What a host callback may know when a fit begins."""
 
     max_steps: int
-    names: tuple[str, ...]  # of the free Parameters, in the order of their leaves
     history: History  # being built
 
 

@@ -17,7 +17,7 @@ from .callback import Callback, Fit, HostCallback, HostFunction, open_host
 from .history import History, Series
 from .loop import MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
 from .parameter import Parameter, check_value
-from .partition import flatten, is_parameter
+from .partition import is_parameter
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 
@@ -25,7 +25,7 @@ _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no long
 class Saved(NamedTuple):
     """A point of the fit to go back to, and how many good steps were made from it."""
 
-    carry: snapshot.Snapshot
+    carry: snapshot.Snapshot | None  # None for the start
     first: int
     steps: int
 
@@ -34,14 +34,22 @@ class Run:
     """One fit. `callbacks` are all callbacks in the user's order; `programs` know the traced ones."""
 
     def __init__(
-        self, programs: Programs, callbacks: Sequence[Any], state: PyTree, max_steps: int, mode: str
+        self,
+        programs: Programs,
+        callbacks: Sequence[Any],
+        state: PyTree,
+        start: list[Array],
+        fixed: list[Any],
+        max_steps: int,
     ):
         self.programs = programs
+        self.layout = programs.loop.layout
+        self.traced = programs.loop.problem.callbacks
         self.callbacks = callbacks
         self.state = state
+        self.start = start
+        self.fixed = fixed
         self.max_steps = max_steps
-        self.start, self.fixed, self.layout = flatten(state)
-        self.static = {"layout": self.layout, "mode": mode}
         self.history = History()
         self.series: dict[str, Series] = {"loss": Series(max_steps)}
         self.done = 0
@@ -49,12 +57,13 @@ class Run:
         self.before: Saved | None = None  # the last stretch that made a step
         self.values: list[Array] = list(self.start)
         self.last: dict[str, PyTree] = {}
+        self.saved: snapshot.Snapshot | None = None
 
     def __call__(self) -> tuple[PyTree, History]:
         began = time.perf_counter()
-        self.carry, self.saved, inside = self.programs.start(self.start, self.fixed, **self.static)
+        self.carry, inside = self.programs.start(self.start, self.fixed)
         self.history["loss"] = np.zeros(0)
-        fit = Fit(self.max_steps, self.layout.names, self.history)
+        fit = Fit(self.max_steps, self.history)
         with contextlib.ExitStack() as stack, interruptible() as interruption:
             hosts = [
                 (place, callback, stack.enter_context(open_host(callback, fit)))
@@ -66,14 +75,14 @@ class Run:
                 since = time.perf_counter()
                 steps, stopper = self.advance(min(limit, self.until_due(hosts)))
                 if self.done == steps:
-                    self.check_inside(np.asarray(inside), self.start)
+                    self.check_inside(inside, self.start)
                 limit = self.next_limit(limit, steps, time.perf_counter() - since)
                 if self.reason is None:
                     self.call(hosts, stopper, interruption)
                 if self.reason is None and interruption.requested:
                     self.reason = f"interrupted (Ctrl-C) after step {self.done - 1}"
             if self.max_steps == 0:
-                self.check_inside(np.asarray(inside), self.start)
+                self.check_inside(inside, self.start)
             self.finish(began)
         return self.result, self.history
 
@@ -96,25 +105,28 @@ class Run:
     def stretch(self, limit: int) -> tuple[Stretch, int, int]:
         first, count = np.int32(self.done), np.int32(limit)
         stretch = self.programs.advance(
-            self.carry, self.start, self.fixed, first, count, **self.static
+            self.carry, self.start, self.fixed, first, count
         )
         steps, code = (int(x) for x in np.asarray(stretch.status))
         return stretch, steps - (code == NOT_FINITE), code
 
     def again(self, saved: Saved, steps: int) -> Stretch:
         """Go back to a saved point and make some of its steps again."""
+        if saved.carry is None:
+            carry, _ = self.programs.start(self.start, self.fixed)
+        else:
+            carry = self.programs.restore(saved.carry)
         return self.programs.advance(
-            self.programs.restore(saved.carry),
+            carry,
             self.start,
             self.fixed,
             np.int32(saved.first),
             np.int32(steps),
-            **self.static,
         )
 
     def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
         self.series["loss"].extend(losses, steps)
-        for callback, records in zip(self.programs.problem.callbacks, stretch.records, strict=True):
+        for callback, records in zip(self.traced, stretch.records, strict=True):
             if records is None:
                 continue
             every = callback.every
@@ -128,12 +140,12 @@ class Run:
             self.history[name] = series.view()
 
     def key(self) -> Any:
-        return (self.layout, *(np.shape(x) for x in (*self.start, *self.fixed)))
+        return tuple(np.shape(x) for x in (*self.start, *self.fixed))
 
     def first_limit(self) -> int:
         # Slower data of the same shape must not make the first stretch long: begin with a part.
         pace = self.programs.pace.get(self.key())
-        return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 4), MOST_STEPS))
+        return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
 
     def next_limit(self, limit: int, steps: int, seconds: float) -> int:
         pace = seconds / max(steps, 1)
@@ -162,7 +174,7 @@ class Run:
         step = self.done - 1
         stops: dict[int, str] = {}
         if stopper is not None:
-            callback = self.programs.problem.callbacks[stopper]
+            callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
             stops[place] = f"{callback.why()} (at step {step})"
         due = [host for host in hosts if (every := cadence(host[1])) is None or step % every == 0]
@@ -196,36 +208,35 @@ class Run:
         if unchanged and all(a is b for a, b in zip(arrays, self.fixed, strict=True)):
             return
         self.carry, self.saved, inside = self.programs.move(
-            self.carry, self.values, values, self.start, arrays, **self.static
+            self.carry, self.values, values, self.start, arrays
         )
         with_callback = f"{who} returned a diff_state that leaves the bounds: "
-        self.check_inside(np.asarray(inside), values, with_callback)
+        self.check_inside(inside, values, with_callback)
         self.values, self.fixed = values, arrays
 
     # Faults.
 
-    def check_inside(self, inside: np.ndarray, values: Sequence[Array], prefix: str = "") -> None:
-        for spec, value, good in zip(self.layout.specs, values, inside, strict=True):
-            if not good:
-                try:
-                    check_value(spec, value)
-                except ValueError as error:
-                    raise ValueError(prefix + str(error)) from None
+    def check_inside(self, inside: list[Array], values: Sequence[Array], prefix: str = "") -> None:
+        if all(inside):
+            return
+        for spec, value in zip(self.layout.specs, values, strict=True):
+            try:
+                check_value(spec, value)
+            except ValueError as error:
+                raise ValueError(prefix + str(error)) from None
 
     def not_finite(self, saved: Saved, loss: np.floating) -> None:
         """End the fit at the last good point; the step after `saved.steps` good ones went wrong."""
         step = saved.first + saved.steps
         if np.isfinite(loss):
-            good = self.again(saved, saved.steps)
-            what, self.final_loss = "the update", float(loss)
+            good, what = self.again(saved, saved.steps), "the update"
         else:
-            if saved.steps == 0 and self.before is None:
+            back = saved if saved.steps else self.before
+            if back is None:
                 raise ValueError(self.bad_start(loss))
-            back = saved if saved.steps or self.before is None else self.before
-            good = self.again(back, back.steps - 1)
-            what, self.final_loss = f"the loss ({loss})", float(self.history["loss"][-1])
+            good, what = self.again(back, back.steps - 1), f"the loss ({loss})"
         carry = self.again(saved, saved.steps).carry
-        finite = self.programs.gradients_finite(carry, self.start, self.fixed, **self.static)
+        finite = self.programs.gradients_finite(carry, self.start, self.fixed)
         bad = [name for name, ok in zip(self.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.saved, self.values = good.carry, good.saved, good.values
@@ -246,16 +257,18 @@ class Run:
     # The end.
 
     def finish(self, began: float) -> None:
-        """Find the loss of the state to return, let callbacks choose another, complete the history."""
+        """Find the loss of the state to return, let callbacks offer a better one, complete the history."""
         if self.reason is None:
             self.reason = f"made all {self.max_steps} steps (max_steps)"
-        carries = jax.tree.map(np.array, self.carry.callbacks)
-        if not hasattr(self, "final_loss"):
-            self.probe()
-        values, loss = self.values, self.final_loss
-        if any(type(c).result is not Callback.result for c in self.programs.problem.callbacks):
-            values, chosen = self.programs.result(carries, values, loss, **self.static)
-            loss = float(chosen)
+        to_finish = [
+            (finish, jax.tree.map(np.array, self.carry.callbacks[i]))
+            for i, finish in self.programs.finishes
+        ]
+        values, loss, probed = self.probe()
+        for i, result in self.programs.results:
+            candidate = result(probed[i])
+            if candidate is not None and (found := float(np.asarray(candidate[1]))) < loss:
+                values, loss = jax.tree.leaves(candidate[0]), found
         losses = self.history["loss"]
         best = int(np.argmin(losses)) if self.done else 0
         self.history.update(
@@ -265,21 +278,23 @@ class Run:
             best_step=best,
             stop_reason=self.reason,
         )
-        self.history["loss"] = losses if self.done else np.zeros(0, losses.dtype)
         self.result = self.layout.state(values, self.fixed) if self.done else self.state
         self.history["elapsed"] = time.perf_counter() - began
-        for callback, carry in zip(self.programs.problem.callbacks, carries, strict=True):
-            callback.finish(self.history, carry)
+        for finish, carry in to_finish:
+            finish(self.history, carry)
 
-    def probe(self) -> None:
-        """The loss where the fit ended: what the next step would record. The step itself is dropped."""
-        saved = Saved(self.saved, self.done, 0)
-        stretch, steps, _ = self.stretch(1)
+    def probe(self) -> tuple[list[Array], float, tuple[PyTree, ...]]:
+        """Values, loss and the callbacks' carries where the fit has ended.
+
+        The loss is what the next step would record; of that step nothing else is kept.
+        """
+        values, saved = self.values, Saved(self.saved, self.done, 0)
+        stretch, _, _ = self.stretch(1)
         loss = np.asarray(stretch.losses)[0]
         if np.isfinite(loss):
-            self.final_loss = float(loss)
-        else:
-            self.not_finite(saved, loss)
+            return values, float(loss), stretch.carry.callbacks
+        self.not_finite(saved, loss)
+        return self.probe()
 
 
 def cadence(callback: Any) -> int | None:

@@ -1,5 +1,6 @@
 """`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from .driver import Run, cadence, label
 from .history import History
 from .loop import Loop, Problem, Programs
 from .parameter import Parameter
-from .partition import flatten, is_parameter
+from .partition import Layout, flatten, is_parameter
 from .stepper import OptaxStepper
 
 State = TypeVar("State", bound=PyTree)
@@ -74,7 +75,8 @@ class OptaxOptimizer:
         looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
         uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
         make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
-        self._programs = Programs(Problem(loss, make_stepper, traced, has_aux, uses))
+        self._problem = Problem(loss, make_stepper, traced, has_aux, uses)
+        self._programs: dict[tuple[Layout, str], Programs] = {}
 
     def run(self, state: State, max_steps: int = 1, mode: str = "rev") -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.
@@ -98,23 +100,29 @@ class OptaxOptimizer:
         max_steps = check_max_steps(max_steps)
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
-        check_free(state)
+        start, fixed, layout = flatten(state)
+        if not start:
+            raise ValueError(nothing_free(state))
         if get_opaque_trace_state() != _NO_TRACE:
-            return self._run_traced(state, max_steps, mode)
-        return Run(self._programs, self._callbacks, state, max_steps, mode)()
+            return self._run_traced(Loop(self._problem, layout, mode), start, fixed, max_steps)
+        programs = self._programs.get((layout, mode))
+        if programs is None:
+            programs = Programs(Loop(self._problem, layout, mode))
+            programs = self._programs.setdefault((layout, mode), programs)
+        return Run(programs, self._callbacks, state, start, fixed, max_steps)()
 
-    def _run_traced(self, state: State, max_steps: int, mode: str) -> tuple[State, History]:
+    def _run_traced(
+        self, loop: Loop, start: list[Any], fixed: list[Any], max_steps: int
+    ) -> tuple[Any, History]:
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(
                     f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
                     "cannot visit; use traced callbacks (fitopt.Callback) there"
                 )
-        start, fixed, layout = flatten(state)
-        problem = self._programs.problem
-        fit = Loop(problem, layout, mode).scan(start, fixed, max_steps)
+        fit = loop.scan(start, fixed, max_steps)
         history = History(loss=fit.losses)
-        for callback, records in zip(problem.callbacks, fit.records, strict=True):
+        for callback, records in zip(self._problem.callbacks, fit.records, strict=True):
             for name, record in (records or {}).items():
                 every = callback.every
                 history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
@@ -127,7 +135,7 @@ class OptaxOptimizer:
             best_loss=fit.losses[best] if max_steps else fit.final_loss,
             best_step=best,
         )
-        return layout.state(fit.values, fixed), history
+        return loop.layout.state(fit.values, fixed), history
 
 
 def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode: str) -> OptaxStepper:
@@ -180,11 +188,17 @@ def check_max_steps(max_steps: Any) -> int:
     return steps
 
 
-def check_free(state: Any) -> None:
+def nothing_free(state: Any) -> str:
     leaves = jax.tree.leaves(state, is_leaf=is_parameter)
-    if not any(isinstance(leaf, Parameter) and leaf.free for leaf in leaves):
-        found = [leaf.name for leaf in leaves if isinstance(leaf, Parameter)]
-        raise ValueError(
-            "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(name, value)"
-            + (f" (all of these are fixed: {', '.join(found)})" if found else "")
+    fixed = [leaf.name for leaf in leaves if isinstance(leaf, Parameter)]
+    opaque = [leaf for leaf in leaves if dataclasses.is_dataclass(leaf) and not is_parameter(leaf)]
+    hint = f"; all of these are fixed: {', '.join(fixed)}" if fixed else ""
+    if opaque:
+        hint = (
+            f"; JAX does not look into {type(opaque[0]).__name__}, "
+            "register it with jax.tree_util.register_dataclass"
         )
+    return (
+        "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(name, value)"
+        + hint
+    )

@@ -1,7 +1,6 @@
 """The compiled loop: the steps between two visits to Python, as one program.
 
-`Loop` says what a fit computes; its methods are pure and traced. `Programs` compiles them, once for
-each layout of a state, and belongs to one optimizer.
+`Loop` says what a fit computes; its methods are pure and traced. `Programs` compiles them.
 """
 
 import functools
@@ -14,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from . import snapshot
-from .callback import Callback, StepInfo
+from .callback import Callback, StepInfo, own_methods
 from .partition import Layout
 from .stepper import Objective, Stepper
 
@@ -22,7 +21,7 @@ from .stepper import Objective, Stepper
 RUNNING = 0
 NOT_FINITE = -1
 
-MOST_STEPS = 2**14  # of one stretch: room for this many losses is set aside
+MOST_STEPS = 2**15  # of one stretch: room for this many losses is set aside
 _MOST_BYTES = 2**26  # of the records of one callback in one stretch
 
 
@@ -96,9 +95,7 @@ class Loop:
         grads = jax.tree.map(jnp.zeros_like, coordinates)
         return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads)
 
-    def start(
-        self, values: Sequence[Array], fixed: Sequence[Any]
-    ) -> tuple[Carry, snapshot.Snapshot, Array]:
+    def start(self, values: Sequence[Array], fixed: Sequence[Any]) -> tuple[Carry, list[Array]]:
         """The carry before the first step, and which of the values are inside their bounds."""
         # The carry is donated to the first stretch: it must not share memory with the user's arrays.
         coordinates = self.coordinates([jnp.copy(value) for value in values])
@@ -108,9 +105,12 @@ class Loop:
             self.stepper(values, fixed).init(coordinates),
             tuple(callback.init(info) for callback in callbacks),
         )
-        carry = jax.tree.map(_strong, carry)
+        return jax.tree.map(_strong, carry), self.inside(values)
+
+    def inside(self, values: Sequence[Array]) -> list[Array]:
+        """For each free Parameter that has bounds, whether a value keeps them."""
         pairs = zip(self.layout.specs, values, strict=True)
-        return carry, snapshot.take(carry), jnp.stack([spec.is_inside(x) for spec, x in pairs])
+        return [spec.is_inside(value) for spec, value in pairs if spec.is_bounded]
 
     def step(
         self, stepper: Stepper, carry: Carry, step: Array, start: Sequence[Array]
@@ -178,7 +178,7 @@ class Loop:
     def scan(self, values: Sequence[Array], fixed: Sequence[Any], max_steps: int) -> "Scanned":
         """A whole fit as one `lax.scan`, for use under a transformation."""
         stepper = self.stepper(values, fixed)
-        carry, _, _ = self.start(values, fixed)
+        carry, _ = self.start(values, fixed)
 
         def advance(state: Any, step: Array) -> Any:
             carry, good, _, count = state
@@ -202,22 +202,19 @@ class Loop:
         )
         # The last good point is where the fit ends if its last step, or the loss after it, went wrong.
         here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
-        loss, _ = self._objective(values, fixed)(here)
+        carry = carry._replace(stepper=stepper.move(carry.stepper, here))
+        carry, _, loss, _ = self.step(stepper, carry, count, values)
         finite = jnp.isfinite(loss)
         if max_steps:
             loss = jnp.where(finite, loss, losses[jnp.maximum(count - 1, 0)])
         result = self.values(_select(finite, here, good), values)
-        result, loss = self.result(carry.callbacks, result, loss)
+        for number, choose in own_methods(self.problem.callbacks, "result"):
+            candidate = choose(carry.callbacks[number])
+            if candidate is not None:
+                better = candidate[1] < loss
+                result = _select(better, jax.tree.leaves(candidate[0]), result)
+                loss = _select(better, candidate[1], loss)
         return Scanned(result, loss, losses, count, records)
-
-    def result(
-        self, carries: Sequence[PyTree], values: Sequence[Array], loss: Array
-    ) -> tuple[list[Array], Array]:
-        """The values to return, and their loss: where callbacks may choose others than the last."""
-        params = self.layout.free_tree(values)
-        for callback, carry in zip(self.problem.callbacks, carries, strict=True):
-            params, loss = callback.result(carry, params, loss)
-        return jax.tree.leaves(params), loss
 
     def move(
         self,
@@ -226,7 +223,7 @@ class Loop:
         edited: Sequence[Array],
         start: Sequence[Array],
         fixed: Sequence[Any],
-    ) -> tuple[Carry, snapshot.Snapshot, Array]:
+    ) -> tuple[Carry, snapshot.Snapshot, list[Array]]:
         """The carry after a callback has changed `values` to `edited`; also which are inside bounds.
 
         Entries that were not edited keep their coordinates to the last bit.
@@ -243,8 +240,7 @@ class Loop:
         ]
         moved = stepper.move(carry.stepper, self.layout.free_tree(coordinates))
         carry = Carry(moved, carry.callbacks)
-        inside = [spec.is_inside(value) for spec, value in zip(specs, edited, strict=True)]
-        return carry, snapshot.take(carry), jnp.stack(inside)
+        return carry, snapshot.take(carry), self.inside(edited)
 
     def gradients_finite(
         self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]
@@ -382,22 +378,16 @@ def check_update(callback: Callback, before: PyTree, returned: Any) -> tuple[PyT
 
 
 class Programs:
-    """The compiled methods of `Loop` for one problem; all caches live and die with it."""
+    """The compiled methods of one `Loop`."""
 
-    def __init__(self, problem: Problem):
-        self.problem = problem
-        self.pace: dict[Any, float] = {}  # seconds a step, by layout and shapes
-
-        def compiled(method: str, **options: Any) -> Any:
-            def call(*args: Any, layout: Layout, mode: str) -> Any:
-                return getattr(Loop(problem, layout, mode), method)(*args)
-
-            call.__name__ = method
-            return jax.jit(call, static_argnames=("layout", "mode"), **options)
-
-        self.start = compiled("start")
-        self.advance = compiled("advance", donate_argnums=0)
-        self.move = compiled("move", donate_argnums=0)
-        self.result = compiled("result")
-        self.gradients_finite = compiled("gradients_finite")
+    def __init__(self, loop: Loop):
+        self.loop = loop
+        # Looking up a method of an Equinox module takes longer than calling it: once is enough.
+        self.results = own_methods(loop.problem.callbacks, "result")
+        self.finishes = own_methods(loop.problem.callbacks, "finish")
+        self.pace: dict[Any, float] = {}  # seconds a step, by the shapes of the arrays
+        self.start = jax.jit(loop.start)
+        self.advance = jax.jit(loop.advance, donate_argnums=0)
+        self.move = jax.jit(loop.move, donate_argnums=0)
+        self.gradients_finite = jax.jit(loop.gradients_finite)
         self.restore = jax.jit(snapshot.restore)

@@ -51,13 +51,17 @@ class Spec:
     def to_value(self, coordinate: Array, start: Array) -> Array:
         """The value at a coordinate; `start` gives the entries that the mask fixes."""
         value = self.bijection.forward(coordinate)
-        if self.transform is not None and (self.lower or self.upper):
+        if self.transform is not None and self.is_bounded:
             value = jnp.clip(value, *(b and b.array.astype(value.dtype) for b in self.bounds))
         return value if self.mask is None else jnp.where(self.mask.array, value, start)
 
     @property
     def bounds(self) -> tuple[Constant | None, Constant | None]:
         return self.lower, self.upper
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.lower is not None or self.upper is not None
 
     def is_inside(self, value: Array) -> Array:
         """Whether every fitted entry is finite and within its bounds: a boolean scalar."""
