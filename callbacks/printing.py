@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from fitopt import Fit, HostCallback
+from fitopt.callback import Fit, HostCallback
 
 from .recording import _check_every
 

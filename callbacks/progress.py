@@ -4,9 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from tqdm.auto import tqdm
-
-from fitopt import Fit, HostCallback
+from fitopt.callback import Fit, HostCallback
 
 
 class ProgressBar(HostCallback):
@@ -25,9 +23,13 @@ class ProgressBar(HostCallback):
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
+        from tqdm.auto import tqdm  # it takes as long to import as all of fitopt
+
         with tqdm(**{"total": fit.max_steps, "unit": "step", **self.options}) as bar:
 
             def show(step: int, loss: Any) -> None:
+                if bar.n == 0:
+                    bar.unpause()  # compilation is over: the rate counts from here
                 bar.set_postfix_str(f"loss {float(loss):.6g}", refresh=False)
                 bar.update(step + 1 - bar.n)
 

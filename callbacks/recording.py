@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from fitopt import Callback, StepInfo
-
-_RESERVED = ("loss", "n_steps", "final_loss", "best_loss", "best_step", "stop_reason", "elapsed")
+from fitopt.callback import Callback, StepInfo
+from fitopt.history import RESERVED
 
 
 def _check_every(name: str, every: Any) -> int:
@@ -36,9 +35,9 @@ class Record(Callback):
     every: int  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def __init__(self, name: str, fn: Callable[[StepInfo], PyTree], every: int = 1):
-        if not isinstance(name, str) or name in _RESERVED:
+        if not isinstance(name, str) or name in RESERVED:
             raise ValueError(
-                f"Record: name must be a string other than {', '.join(_RESERVED)}; got {name!r}"
+                f"Record: name must be a string other than {', '.join(RESERVED)}; got {name!r}"
             )
         if not callable(fn):
             raise TypeError(f"Record {name!r}: fn must be a function of the step's info, got {fn!r}")

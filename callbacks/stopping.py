@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from fitopt import Callback, StepInfo
+from fitopt.callback import Callback, StepInfo
 
 from .recording import Best, KeepBest
 
@@ -79,7 +79,8 @@ class StopOnLoss(Callback):
     threshold: float
 
     def __init__(self, threshold: float):
-        if not isinstance(threshold, int | float) or isinstance(threshold, bool) or threshold != threshold:
+        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+        if not number or math.isnan(threshold):
             raise ValueError(f"StopOnLoss: threshold must be a number, got {threshold!r}")
         self.threshold = float(threshold)
 

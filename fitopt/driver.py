@@ -1,4 +1,4 @@
-"""The host's side of a fit: stretches, host callbacks, history, and what happens when things go wrong."""
+"""The host's side of a fit: stretches, host callbacks, history, and what is done about faults."""
 
 import contextlib
 import signal
@@ -16,8 +16,8 @@ from . import snapshot
 from .callback import Callback, Fit, HostCallback, HostFunction, open_host
 from .history import History, Series
 from .loop import MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
-from .parameter import Parameter, check_value
-from .partition import is_parameter
+from .parameter import Parameter, check_value, with_value
+from .partition import Flat, Layout, combine, flatten, is_array, is_parameter
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 
@@ -26,6 +26,8 @@ class Saved(NamedTuple):
     """A point of the fit to go back to, and how many good steps were made from it."""
 
     carry: snapshot.Snapshot | None  # None for the start
+    programs: Programs
+    fixed: list[Any]
     first: int
     steps: int
 
@@ -35,20 +37,18 @@ class Run:
 
     def __init__(
         self,
-        programs: Programs,
+        programs_for: Callable[[Layout], Programs],
         callbacks: Sequence[Any],
         state: PyTree,
-        start: list[Array],
-        fixed: list[Any],
+        flat: Flat,
         max_steps: int,
     ):
-        self.programs = programs
-        self.layout = programs.loop.layout
+        self.programs_for = programs_for
+        self.start, self.fixed, self.layout = flat
+        self.programs = programs = programs_for(self.layout)
         self.traced = programs.loop.problem.callbacks
         self.callbacks = callbacks
         self.state = state
-        self.start = start
-        self.fixed = fixed
         self.max_steps = max_steps
         self.history = History()
         self.series: dict[str, Series] = {"loss": Series(max_steps)}
@@ -58,6 +58,8 @@ class Run:
         self.values: list[Array] = list(self.start)
         self.last: dict[str, PyTree] = {}
         self.saved: snapshot.Snapshot | None = None
+        self.ahead: Stretch | None = None  # the evaluation after the last step, begun early
+        self.may_run_ahead = len(callbacks) == len(self.traced) and not programs.finishes
 
     def __call__(self) -> tuple[PyTree, History]:
         began = time.perf_counter()
@@ -70,7 +72,7 @@ class Run:
                 for place, callback in enumerate(self.callbacks)
                 if not isinstance(callback, Callback)
             ]
-            limit = self.first_limit()
+            limit = min(self.first_limit(), self.max_steps)
             while self.reason is None and self.done < self.max_steps:
                 since = time.perf_counter()
                 steps, stopper = self.advance(min(limit, self.until_due(hosts)))
@@ -90,38 +92,47 @@ class Run:
 
     def advance(self, limit: int) -> tuple[int, int | None]:
         """Run a stretch; returns how many good steps it made and which traced callback stopped it."""
-        stretch, steps, code = self.stretch(limit)
+        stretch = self.dispatch(limit)
+        self.carry = stretch.carry
+        # If nobody looks in between, the evaluation after the last step need not wait for Python.
+        ahead = None
+        if self.done + limit == self.max_steps and self.may_run_ahead:
+            ahead = self.dispatch(1, self.max_steps)
+        steps, code = (int(x) for x in np.asarray(stretch.status))
+        steps -= code == NOT_FINITE
         losses = np.asarray(stretch.losses)
         self.append(stretch, losses, steps)
-        saved = Saved(self.saved, self.done, steps)
+        saved = self.here(steps)
         self.done += steps
         if code == NOT_FINITE:
             self.not_finite(saved, losses[steps])
             return steps, None
-        self.carry, self.saved, self.values = stretch.carry, stretch.saved, stretch.values
-        self.last, self.before = stretch.last, saved
+        self.saved, self.values, self.last = stretch.saved, stretch.values, stretch.last
+        self.before = saved
+        if code != RUNNING or self.done == self.max_steps:
+            self.ahead = ahead
+        elif ahead is not None:  # records have filled their buffer: it was not the end
+            self.carry, self.may_run_ahead = self.programs.restore(self.saved), False
         return steps, None if code == RUNNING else code - 1
 
-    def stretch(self, limit: int) -> tuple[Stretch, int, int]:
-        first, count = np.int32(self.done), np.int32(limit)
-        stretch = self.programs.advance(
-            self.carry, self.start, self.fixed, first, count
+    def dispatch(self, limit: int, first: int | None = None) -> Stretch:
+        """Start a stretch from the carry, which is gone after that; does not wait for it."""
+        first = self.done if first is None else first
+        return self.programs.advance(
+            self.carry, self.start, self.fixed, np.int32(first), np.int32(limit)
         )
-        steps, code = (int(x) for x in np.asarray(stretch.status))
-        return stretch, steps - (code == NOT_FINITE), code
+
+    def here(self, steps: int) -> Saved:
+        return Saved(self.saved, self.programs, self.fixed, self.done, steps)
 
     def again(self, saved: Saved, steps: int) -> Stretch:
         """Go back to a saved point and make some of its steps again."""
         if saved.carry is None:
-            carry, _ = self.programs.start(self.start, self.fixed)
+            carry, _ = saved.programs.start(self.start, saved.fixed)
         else:
-            carry = self.programs.restore(saved.carry)
-        return self.programs.advance(
-            carry,
-            self.start,
-            self.fixed,
-            np.int32(saved.first),
-            np.int32(steps),
+            carry = saved.programs.restore(saved.carry)
+        return saved.programs.advance(
+            carry, self.start, saved.fixed, np.int32(saved.first), np.int32(steps)
         )
 
     def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
@@ -202,23 +213,27 @@ class Run:
     def edit(self, callback: Any, free: PyTree, fixed: PyTree) -> None:
         """Go on from a state that a callback has returned."""
         who = label(callback)
-        values = edited_values(who, "diff_state", self.layout.free_state(self.values), free)
-        arrays = edited_values(who, "static_state", self.layout.fixed_state(self.fixed), fixed)
-        unchanged = all(a is b for a, b in zip(values, self.values, strict=True))
-        if unchanged and all(a is b for a, b in zip(arrays, self.fixed, strict=True)):
+        old_free, old_fixed = self.layout.free_state(self.values), self.layout.fixed_state(self.fixed)
+        free = merge_edit(who, "diff_state", old_free, free)
+        fixed = merge_edit(who, "static_state", old_fixed, fixed)
+        values, arrays, layout = flatten(combine(free, fixed))
+        if _same(values, self.values) and _same(arrays, self.fixed) and layout == self.layout:
             return
+        if layout != self.layout:  # an int or a string has changed: that is another program
+            self.layout, self.programs = layout, self.programs_for(layout)
         self.carry, self.saved, inside = self.programs.move(
             self.carry, self.values, values, self.start, arrays
         )
-        with_callback = f"{who} returned a diff_state that leaves the bounds: "
-        self.check_inside(inside, values, with_callback)
+        self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
         self.values, self.fixed = values, arrays
 
     # Faults.
 
     def check_inside(self, inside: list[Array], values: Sequence[Array], prefix: str = "") -> None:
-        if all(inside):
-            return
+        if not all(inside):
+            self.check_values(values, prefix)
+
+    def check_values(self, values: Sequence[Array], prefix: str = "") -> None:
         for spec, value in zip(self.layout.specs, values, strict=True):
             try:
                 check_value(spec, value)
@@ -228,21 +243,23 @@ class Run:
     def not_finite(self, saved: Saved, loss: np.floating) -> None:
         """End the fit at the last good point; the step after `saved.steps` good ones went wrong."""
         step = saved.first + saved.steps
+        if step == 0:
+            self.check_values(self.start)
         if np.isfinite(loss):
-            good, what = self.again(saved, saved.steps), "the update"
+            back, what = saved, "the update"
+            good = self.again(back, back.steps)
         else:
-            back = saved if saved.steps else self.before
+            back, what = saved if saved.steps else self.before, f"the loss ({loss})"
             if back is None:
                 raise ValueError(self.bad_start(loss))
-            good, what = self.again(back, back.steps - 1), f"the loss ({loss})"
+            good = self.again(back, back.steps - 1)
         carry = self.again(saved, saved.steps).carry
         finite = self.programs.gradients_finite(carry, self.start, self.fixed)
         bad = [name for name, ok in zip(self.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.saved, self.values = good.carry, good.saved, good.values
-        self.reason = (
-            f"{what} was not finite at step {step} ({gradients}); returned the last good state"
-        )
+        self.programs, self.fixed, self.layout = back.programs, back.fixed, back.programs.loop.layout
+        self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(self.reason, RuntimeWarning, stacklevel=6)
 
     def bad_start(self, loss: np.floating) -> str:
@@ -257,9 +274,9 @@ class Run:
     # The end.
 
     def finish(self, began: float) -> None:
-        """Find the loss of the state to return, let callbacks offer a better one, complete the history."""
+        """Find the loss of the state to return, let callbacks offer a better one, sum up."""
         if self.reason is None:
-            self.reason = f"made all {self.max_steps} steps (max_steps)"
+            self.reason = f"reached max_steps={self.max_steps}"
         to_finish = [
             (finish, jax.tree.map(np.array, self.carry.callbacks[i]))
             for i, finish in self.programs.finishes
@@ -288,8 +305,8 @@ class Run:
 
         The loss is what the next step would record; of that step nothing else is kept.
         """
-        values, saved = self.values, Saved(self.saved, self.done, 0)
-        stretch, _, _ = self.stretch(1)
+        values, saved = self.values, self.here(0)
+        stretch, self.ahead = self.ahead or self.dispatch(1), None
         loss = np.asarray(stretch.losses)[0]
         if np.isfinite(loss):
             return values, float(loss), stretch.carry.callbacks
@@ -328,41 +345,45 @@ def _expected(callback: Any, got: str) -> str:
     )
 
 
-def edited_values(who: str, name: str, old: PyTree, new: PyTree) -> list[Any]:
-    """The arrays of an edited state, in order, once they are known to fit in place of the old."""
+def merge_edit(who: str, name: str, old: PyTree, new: PyTree) -> PyTree:
+    """An edited state, once it is known to fit in place of the old one."""
     before, structure = jax.tree.flatten(old, is_leaf=is_parameter)
     try:
         after = structure.flatten_up_to(new)
     except ValueError as error:
         raise ValueError(f"{who} returned a {name} of another structure: {error}") from None
-    values = []
-    for leaf, edited in zip(before, after, strict=True):
-        if isinstance(leaf, Parameter):
-            if isinstance(edited, Parameter) and edited._spec != leaf._spec:
-                raise ValueError(
-                    f"{who} returned a {name} in which {leaf!r} has become {edited!r}: "
-                    "a callback may change values, not bounds or what is free"
-                )
-            current, given = leaf.value, edited.value if is_parameter(edited) else edited
-        elif hasattr(leaf, "dtype") or isinstance(leaf, float | complex):
-            current, given = leaf, edited
-        else:
-            if leaf is not edited and leaf != edited:
-                raise ValueError(
-                    f"{who} returned a {name} in which {leaf!r} has become {edited!r}: "
-                    "a callback may change arrays and floats only"
-                )
-            continue
-        if given is not current:
-            what = repr(leaf.name) if isinstance(leaf, Parameter) else f"a leaf of {name}"
-            if np.shape(given) != np.shape(current):
-                raise ValueError(
-                    f"{who} returned {what} with shape {np.shape(given)}, not {np.shape(current)}"
-                )
-            given = np.asarray(given).astype(np.asarray(current).dtype)
-            given = given if hasattr(current, "dtype") else type(current)(given)
-        values.append(given)
-    return values
+    merged = [_merge_leaf(who, name, *pair) for pair in zip(before, after, strict=True)]
+    return jax.tree.unflatten(structure, merged)
+
+
+def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
+    if isinstance(old, Parameter):
+        if isinstance(new, Parameter) and new._spec != old._spec:
+            raise ValueError(
+                f"{who} returned a {name} in which {old!r} has become {new!r}: "
+                "a callback may change its value only"
+            )
+        value = new.value if isinstance(new, Parameter) else new
+        return with_value(old._spec, _merge_array(who, repr(old.name), old.value, value))
+    if is_array(old):
+        return _merge_array(who, f"a {name} in which {old!r}", old, new)
+    return new
+
+
+def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
+    if new is old:
+        return old
+    if np.shape(new) != np.shape(old):
+        raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
+    try:
+        array = np.asarray(new).astype(np.asarray(old).dtype, casting="same_kind")
+    except TypeError as error:
+        raise TypeError(f"{who} returned {what} as {new!r}: {error}") from None
+    return array if hasattr(old, "dtype") else type(old)(array)
+
+
+def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
+    return all(a is b for a, b in zip(new, old, strict=True))
 
 
 class Interruption:

@@ -19,7 +19,7 @@ from .driver import Run, cadence, label
 from .history import History
 from .loop import Loop, Problem, Programs
 from .parameter import Parameter
-from .partition import Layout, flatten, is_parameter
+from .partition import Flat, Layout, flatten, is_parameter
 from .stepper import OptaxStepper
 
 State = TypeVar("State", bound=PyTree)
@@ -100,27 +100,29 @@ class OptaxOptimizer:
         max_steps = check_max_steps(max_steps)
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
-        start, fixed, layout = flatten(state)
-        if not start:
+        flat = flatten(state)
+        if not flat.free:
             raise ValueError(nothing_free(state))
         if get_opaque_trace_state() != _NO_TRACE:
-            return self._run_traced(Loop(self._problem, layout, mode), start, fixed, max_steps)
+            return self._run_traced(flat, max_steps, mode)
+        programs_for = functools.partial(self._programs_for, mode=mode)
+        return Run(programs_for, self._callbacks, state, flat, max_steps)()
+
+    def _programs_for(self, layout: Layout, mode: str) -> Programs:
         programs = self._programs.get((layout, mode))
         if programs is None:
             programs = Programs(Loop(self._problem, layout, mode))
             programs = self._programs.setdefault((layout, mode), programs)
-        return Run(programs, self._callbacks, state, start, fixed, max_steps)()
+        return programs
 
-    def _run_traced(
-        self, loop: Loop, start: list[Any], fixed: list[Any], max_steps: int
-    ) -> tuple[Any, History]:
+    def _run_traced(self, flat: Flat, max_steps: int, mode: str) -> tuple[Any, History]:
         for callback in self._callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(
                     f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
                     "cannot visit; use traced callbacks (fitopt.Callback) there"
                 )
-        fit = loop.scan(start, fixed, max_steps)
+        fit = Loop(self._problem, flat.layout, mode).scan(flat.free, flat.fixed, max_steps)
         history = History(loss=fit.losses)
         for callback, records in zip(self._problem.callbacks, fit.records, strict=True):
             for name, record in (records or {}).items():
@@ -135,7 +137,7 @@ class OptaxOptimizer:
             best_loss=fit.losses[best] if max_steps else fit.final_loss,
             best_step=best,
         )
-        return loop.layout.state(fit.values, fixed), history
+        return flat.layout.state(fit.values, flat.fixed), history
 
 
 def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode: str) -> OptaxStepper:

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
+RESERVED = ("loss", "n_steps", "final_loss", "best_loss", "best_step", "stop_reason", "elapsed")
+
 
 class History(dict):
     """The record of a fit: a `dict` of NumPy arrays and plain Python values.

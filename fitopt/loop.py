@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 
 from . import snapshot
 from .callback import Callback, StepInfo, own_methods
+from .history import RESERVED
 from .partition import Layout
 from .stepper import Objective, Stepper
 
@@ -85,9 +86,7 @@ class Loop:
 
         return objective
 
-    def _blank_info(
-        self, coordinates: PyTree, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> StepInfo:
+    def _blank_info(self, coordinates: PyTree, start: Sequence[Array], fixed: Sequence[Any]) -> StepInfo:
         """A StepInfo in the shapes of those to come."""
         shapes = jax.eval_shape(self._objective(start, fixed), coordinates)
         loss, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
@@ -147,6 +146,7 @@ class Loop:
         stepper = self.stepper(start, fixed)
         blank = self._blank_info(stepper.coordinates(carry.stepper), start, fixed)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
+        _check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])
         limit = jnp.minimum(limit, reach)
 
@@ -308,6 +308,12 @@ def _records(callback: Callback, info: StepInfo) -> dict[str, PyTree] | None:
     if not isinstance(records, Mapping):
         records = {getattr(callback, "name", type(callback).__name__): records}
     return {name: jax.tree.map(jnp.asarray, record) for name, record in records.items()}
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        if name in RESERVED or names.count(name) > 1:
+            raise ValueError(f"two callbacks record {name!r}, or a name that the history itself uses")
 
 
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

@@ -47,9 +47,7 @@ class OptaxStepper:
     leaves value and gradient of its last trial in its state; they are not computed again.
     """
 
-    def __init__(
-        self, objective: Objective, optimizer: optax.GradientTransformation, mode: str = "rev"
-    ):
+    def __init__(self, objective: Objective, optimizer: optax.GradientTransformation, mode: str = "rev"):
         self._objective = objective
         self._optimizer = optax.with_extra_args_support(optimizer)
         self._value_and_gradient = value_and_gradient(objective, mode)
