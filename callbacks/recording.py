@@ -32,7 +32,7 @@ class Record(Callback):
 
     name: str
     fn: Callable[[StepInfo], PyTree]
-    every: int  # pyright: ignore[reportIncompatibleVariableOverride]
+    every: int
 
     def __init__(self, name: str, fn: Callable[[StepInfo], PyTree], every: int = 1):
         if not isinstance(name, str) or name in RESERVED:
@@ -56,7 +56,7 @@ class RecordParameters(Callback):
     axis of records.
     """
 
-    every: int  # pyright: ignore[reportIncompatibleVariableOverride]
+    every: int
 
     def __init__(self, every: int = 1):
         self.every = _check_every("RecordParameters", every)

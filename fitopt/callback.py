@@ -10,7 +10,7 @@ that is called after a step; a `HostCallback` is one that has something to open 
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -46,7 +46,7 @@ class Callback(eqx.Module):
     ...         return carry, info.params["k"] < self.limit
     """
 
-    every: ClassVar[int] = 1
+    every = 1  # without a type: subclasses may make it a field
 
     def init(self, info: StepInfo) -> PyTree:
         """The carry before the first step: a pytree of arrays.

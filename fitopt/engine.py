@@ -144,7 +144,7 @@ def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode
     return OptaxStepper(objective, optimizer, mode)
 
 
-def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
+def check_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, optax.MultiSteps):
         return optimizer.gradient_transformation()
     if callable(optimizer) and not hasattr(optimizer, "init"):

@@ -46,7 +46,7 @@ class History(dict):
 
     def __repr__(self) -> str:
         if "n_steps" not in self or not isinstance(self["n_steps"], int):
-            return f"History({', '.join(map(repr, self))})"
+            return f"History({', '.join(repr(name) for name in self)})"
         lines = [
             f"History of {self['n_steps']} steps in {self.get('elapsed', 0.0):.3g} s: "
             f"{self.get('stop_reason', '')}",

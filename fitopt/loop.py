@@ -99,11 +99,11 @@ class Loop:
         # The carry is donated to the first stretch: it must not share memory with the user's arrays.
         coordinates = self.coordinates([jnp.copy(value) for value in values])
         callbacks = self.problem.callbacks
-        info = self._blank_info(coordinates, values, fixed) if callbacks else None
-        carry = Carry(
-            self.stepper(values, fixed).init(coordinates),
-            tuple(callback.init(info) for callback in callbacks),
-        )
+        carries: tuple[PyTree, ...] = ()
+        if callbacks:
+            info = self._blank_info(coordinates, values, fixed)
+            carries = tuple(callback.init(info) for callback in callbacks)
+        carry = Carry(self.stepper(values, fixed).init(coordinates), carries)
         return jax.tree.map(_strong, carry), self.inside(values)
 
     def inside(self, values: Sequence[Array]) -> list[Array]:
@@ -323,7 +323,7 @@ def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
 def _strong(x: Any) -> Array:
     # A weak type would become a strong one in the first stretch, and the second compile once more.
     x = jnp.asarray(x)
-    return x if jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
 
 
 def _padding(x: jax.ShapeDtypeStruct) -> Array:

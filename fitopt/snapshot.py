@@ -7,7 +7,7 @@ that a program returns costs a microsecond, whatever its size; so the small ones
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, PyTreeDef
 
 _SMALL = 64  # entries
 
@@ -17,12 +17,12 @@ class Snapshot(eqx.Module):
 
     joined: dict[str, Array]
     others: list[Array]
-    structure: jax.tree_util.PyTreeDef = eqx.field(static=True)
+    structure: PyTreeDef = eqx.field(static=True)
     shapes: tuple[tuple[tuple[int, ...], str | None], ...] = eqx.field(static=True)
 
 
 def _group(x: Array) -> str | None:
-    plain = not jax.dtypes.issubdtype(x.dtype, jax.dtypes.extended)
+    plain = not jnp.issubdtype(x.dtype, jax.dtypes.extended)
     return str(x.dtype) if plain and x.size <= _SMALL else None
 
 
