@@ -62,37 +62,42 @@ class Run:
         self.may_run_ahead = len(callbacks) == len(self.traced) and not programs.finishes
 
     def __call__(self) -> tuple[PyTree, History]:
+        with interruptible() as interruption:
+            return self.fit(interruption)
+
+    def fit(self, interruption: "Interruption") -> tuple[PyTree, History]:
         began = time.perf_counter()
-        self.carry, inside = self.programs.start(self.start, self.fixed)
+        self.carry, self.inside = self.programs.start(self.start, self.fixed)
+        # The device is at work while Python gets ready.
+        limit = min(self.first_limit(), self.until_due())
+        stretch = self.dispatch(limit) if self.max_steps else None
         self.history["loss"] = np.zeros(0)
         fit = Fit(self.max_steps, self.history)
-        with contextlib.ExitStack() as stack, interruptible() as interruption:
+        with contextlib.ExitStack() as stack:
             hosts = [
                 (place, callback, stack.enter_context(open_host(callback, fit)))
                 for place, callback in enumerate(self.callbacks)
                 if not isinstance(callback, Callback)
             ]
-            limit = min(self.first_limit(), self.max_steps)
-            while self.reason is None and self.done < self.max_steps:
+            while stretch is not None:
                 since = time.perf_counter()
-                steps, stopper = self.advance(min(limit, self.until_due(hosts)))
-                if self.done == steps:
-                    self.check_inside(inside, self.start)
-                limit = self.next_limit(limit, steps, time.perf_counter() - since)
+                steps, stopper = self.collect(stretch, limit)
+                pace = self.pace(limit, steps, time.perf_counter() - since)
                 if self.reason is None:
                     self.call(hosts, stopper, interruption)
                 if self.reason is None and interruption.requested:
                     self.reason = f"interrupted (Ctrl-C) after step {self.done - 1}"
-            if self.max_steps == 0:
-                self.check_inside(inside, self.start)
+                if self.reason is not None or self.done == self.max_steps:
+                    break
+                limit = min(pace, self.until_due())
+                stretch = self.dispatch(limit)
             self.finish(began)
         return self.result, self.history
 
     # Steps.
 
-    def advance(self, limit: int) -> tuple[int, int | None]:
-        """Run a stretch; returns how many good steps it made and which traced callback stopped it."""
-        stretch = self.dispatch(limit)
+    def collect(self, stretch: Stretch, limit: int) -> tuple[int, int | None]:
+        """Wait for a stretch; returns how many good steps it made, and which traced callback stopped."""
         self.carry = stretch.carry
         # If nobody looks in between, the evaluation after the last step need not wait for Python.
         ahead = None
@@ -101,6 +106,8 @@ class Run:
         steps, code = (int(x) for x in np.asarray(stretch.status))
         steps -= code == NOT_FINITE
         losses = np.asarray(stretch.losses)
+        if self.done == 0:
+            self.check_inside(self.inside, self.start)
         self.append(stretch, losses, steps)
         saved = self.here(steps)
         self.done += steps
@@ -150,25 +157,27 @@ class Run:
         for name, series in self.series.items():
             self.history[name] = series.view()
 
-    def key(self) -> Any:
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(np.shape(x) for x in (*self.start, *self.fixed))
 
     def first_limit(self) -> int:
         # Slower data of the same shape must not make the first stretch long: begin with a part.
-        pace = self.programs.pace.get(self.key())
+        pace = self.programs.pace.get(self.shapes)
         return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
 
-    def next_limit(self, limit: int, steps: int, seconds: float) -> int:
+    def pace(self, limit: int, steps: int, seconds: float) -> int:
+        """How many steps the next stretch should have, given what the last one took."""
         pace = seconds / max(steps, 1)
         if steps > limit // 2:
-            self.programs.pace[self.key()] = pace
+            self.programs.pace[self.shapes] = pace
         return max(1, min(int(_STRETCH_SECONDS / pace), 32 * limit, MOST_STEPS))
 
-    def until_due(self, hosts: list[tuple[int, Any, HostFunction]]) -> int:
+    def until_due(self) -> int:
         """How many steps until a host callback is due, or until the last step."""
         steps = self.max_steps - self.done
-        for _, callback, _ in hosts:
-            every = cadence(callback)
+        for callback in self.callbacks:
+            every = None if isinstance(callback, Callback) else cadence(callback)
             if every is not None:
                 steps = min(steps, -self.done % every + 1)
         return steps
@@ -305,6 +314,8 @@ class Run:
 
         The loss is what the next step would record; of that step nothing else is kept.
         """
+        if self.done == 0:
+            self.check_inside(self.inside, self.start)
         values, saved = self.values, self.here(0)
         stretch, self.ahead = self.ahead or self.dispatch(1), None
         loss = np.asarray(stretch.losses)[0]
