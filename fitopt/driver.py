@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -269,7 +270,7 @@ class Run:
         self.carry, self.saved, self.values = good.carry, good.saved, good.values
         self.programs, self.fixed, self.layout = back.programs, back.fixed, back.programs.loop.layout
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
-        warnings.warn(self.reason, RuntimeWarning, stacklevel=6)
+        warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
 
     def bad_start(self, loss: np.floating) -> str:
         parameters = jax.tree.leaves(self.state, is_leaf=is_parameter)
@@ -323,6 +324,14 @@ class Run:
             return values, float(loss), stretch.carry.callbacks
         self.not_finite(saved, loss)
         return self.probe()
+
+
+def _depth_in_package() -> int:
+    """The stacklevel, for a warning in the caller, of the first frame that is not fitopt's."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame, depth = frame.f_back, depth + 1
+    return depth
 
 
 def cadence(callback: Any) -> int | None:
