@@ -3,17 +3,19 @@
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import wadler_lindig
+from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
-from .transforms import Affine, Chain, Constant, Identity, Interval, Transform
+from .transforms import Affine, Bounded, Chain, Constant, Identity, Interval, Transform, real_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,52 +29,84 @@ class Spec:
     scale: Constant | None
     mask: Constant | None
     transform: Transform | None
-    bijection: Transform
 
     @functools.cached_property
     def _hash(self) -> int:
-        fields = (self.name, self.free, self.lower, self.upper, self.scale, self.mask)
-        return hash((*fields, self.bijection))
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
 
     def __hash__(self) -> int:
         return self._hash
 
+    def __reduce__(self) -> tuple:  # without what is cached: hashes differ from process to process
+        return Spec, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @functools.cached_property
+    def bijection(self) -> Transform:
+        """Scale, transform and bounds as one: `scale * transform(...)`, kept within the bounds."""
+        lower = -np.inf if self.lower is None else self.lower.array
+        upper = np.inf if self.upper is None else self.upper.array
+        scale = None if self.scale is None else self.scale.array
+        if self.transform is None and self.is_bounded:
+            return Interval(lower, upper, scale)
+        parts = [] if scale is None else [Affine(scale=scale)]
+        parts += [] if self.transform is None else [self.transform]
+        unbounded = parts[0] if len(parts) == 1 else Chain(*parts) if parts else Identity()
+        return Bounded(unbounded, lower, upper) if self.is_bounded else unbounded
+
     def to_coordinate(self, value: Array) -> Array:
         """The unconstrained number that the optimizer moves; zero where the mask fixes an entry."""
-        inner = value
-        if self.transform is None and isinstance(self.bijection, Interval):
-            inner = self.bijection.interior(value)
         if self.mask is None:
-            return self.bijection.inverse(inner)
+            return self.bijection.inverse(value)
         mask = self.mask.array
-        interior = jax.lax.stop_gradient(self.bijection.forward(jnp.zeros_like(value)))
-        return jnp.where(mask, self.bijection.inverse(jnp.where(mask, inner, interior)), 0)
+        # Fixed entries may lie outside the bounds: something harmless goes through in their place.
+        inside = jax.lax.stop_gradient(self.bijection.forward(jnp.zeros_like(value)))
+        return jnp.where(mask, self.bijection.inverse(jnp.where(mask, value, inside)), 0)
 
     def to_value(self, coordinate: Array, start: Array) -> Array:
         """The value at a coordinate; `start` gives the entries that the mask fixes."""
         value = self.bijection.forward(coordinate)
-        if self.transform is not None and self.is_bounded:
-            value = jnp.clip(value, *(b and b.array.astype(value.dtype) for b in self.bounds))
         return value if self.mask is None else jnp.where(self.mask.array, value, start)
 
     @property
-    def bounds(self) -> tuple[Constant | None, Constant | None]:
-        return self.lower, self.upper
-
-    @property
     def is_bounded(self) -> bool:
+        """Whether there are bounds."""
         return self.lower is not None or self.upper is not None
 
-    def is_inside(self, value: Array) -> Array:
-        """Whether every fitted entry is finite and within its bounds: a boolean scalar."""
+    def is_inside(self, value: Array) -> Bool[Array, ""]:
+        """Whether every fitted entry is finite and within its bounds."""
         inside = jnp.isfinite(value)
         if self.lower is not None:
-            inside &= value >= self.lower.array.astype(value.dtype)
+            inside &= value >= self.lower.astype(value.dtype)
         if self.upper is not None:
-            inside &= value <= self.upper.array.astype(value.dtype)
+            inside &= value <= self.upper.astype(value.dtype)
         if self.mask is not None:
             inside |= ~self.mask.array
         return jnp.all(inside)
+
+
+# Lists are for JAX to refuse: with NotImplemented, p == [1, 2] would be False.
+_OPERANDS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple)
+
+
+def _operand(x: Any) -> Any:
+    """The array that an operand stands for, or NotImplemented where it stands for none."""
+    if hasattr(x, "__jax_array__"):
+        return x.__jax_array__()
+    return x if isinstance(x, _OPERANDS) else NotImplemented
+
+
+def _operator(function: Callable[[Any, Any], Any], swapped: bool = False) -> Any:
+    def method(self: "Parameter", other: Any) -> Any:
+        other = _operand(other)
+        if other is NotImplemented:
+            return NotImplemented
+        return function(other, self.value) if swapped else function(self.value, other)
+
+    return method
+
+
+def _both_ways(function: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    return _operator(function), _operator(function, swapped=True)
 
 
 class Parameter(eqx.Module):
@@ -89,13 +123,17 @@ class Parameter(eqx.Module):
     - `lower`, `upper`: bounds that the value keeps throughout the fit: a number, or an array that
         broadcasts to the value's shape (infinite entries bound nothing). A fit that starts on a
         bound starts just inside.
-    - `scale`: the typical size of the value; the optimizer moves `value / scale`.
-    - `mask`: booleans in the shape of the value; entries that are `False` stay as they are.
-    - `transform`: a bijection of `fitopt.transforms` for what the others cannot say. It acts on
+    - `scale`: the typical size of a change of the value, a number or an array; the optimizer moves
+        `value / scale`, or with bounds a number that far from them changes like it.
+    - `mask`: booleans that broadcast to the value's shape; entries that are `False` stay as they are.
+    - `transform`: a bijection of `fitopt.transforms` for what the others cannot say. It gives
         `value / scale`; bounds and masks go with transforms that act entry by entry.
 
-    **Raises:** `TypeError` or `ValueError`, with the parameter's name, for what does not fit together.
+    **Raises:** `TypeError` or `ValueError`, with the parameter's name, for what is not of its kind or
+    does not fit together; so for a value that is not finite or outside its bounds, in any entry that
+    the mask does not fix.
 
+    >>> from fitopt import Parameter
     >>> rate = Parameter("rate", 0.52, lower=0)
     >>> rate
     Parameter('rate', 0.52, lower=0)
@@ -122,37 +160,24 @@ class Parameter(eqx.Module):
     ):
         if not isinstance(name, str):
             raise TypeError(f"Parameter: name must be a string, got {name!r}")
-        if not isinstance(free, (bool, np.bool_)):
+        if not isinstance(free, bool | np.bool_):
             raise TypeError(f"Parameter {name!r}: free must be True or False, got {free!r}")
         self.value = _as_inexact(name, value)
-        shape, dtype = self.value.shape, self.value.dtype
-        if transform is not None and not isinstance(transform, Transform):
-            raise TypeError(
-                f"Parameter {name!r}: transform must be an instance of fitopt.transforms.Transform, "
-                f"got {transform!r}"
-            )
-        constants = {
-            label: _metadata(name, label, given, shape)
-            for label, given in (("lower", lower), ("upper", upper), ("scale", scale))
-        }
-        if jnp.iscomplexobj(self.value) and (constants["lower"] or constants["upper"]):
-            raise ValueError(f"Parameter {name!r}: a complex value has no order, so no bounds")
-        _check_bounds(name, constants["lower"], constants["upper"])
-        _check_scale(name, constants["scale"])
-        constants["mask"] = None if mask is None else _mask(name, mask, shape)
-        bounded = constants["lower"] is not None or constants["upper"] is not None
-        if transform is not None and not transform.elementwise and (bounded or mask is not None):
-            raise ValueError(
-                f"Parameter {name!r}: {transform!r} does not act entry by entry, "
-                "so it cannot be combined with lower, upper or mask"
-            )
-        bijection = _bijection(self.value, transform, constants)
-        self._spec = Spec(name, bool(free), **constants, transform=transform, bijection=bijection)
-        if not isinstance(self.value, jax.core.Tracer):
+        shape = self.value.shape
+        self._spec = Spec(
+            name,
+            bool(free),
+            _constant(name, "lower", lower, shape),
+            _constant(name, "upper", upper, shape),
+            _constant(name, "scale", scale, shape),
+            _mask(name, mask, shape),
+            transform,
+        )
+        _check_spec(self._spec, self.value.dtype)
+        if not isinstance(self.value, Tracer):
             check_value(self._spec, self.value)
             if transform is not None:
                 _check_range(self._spec, self.value)
-        assert self.value.dtype == dtype
 
     @property
     def name(self) -> str:
@@ -176,12 +201,12 @@ class Parameter(eqx.Module):
 
     @property
     def scale(self) -> Any:
-        """The typical size of the value: a number, an array, or None."""
+        """The typical size of a change of the value: a number, an array, or None."""
         return _plain(self._spec.scale)
 
     @property
     def mask(self) -> Any:
-        """Where entries are fitted: an array of booleans, or None."""
+        """Where entries are fitted: booleans in the shape of the value, or None."""
         return _plain(self._spec.mask)
 
     @property
@@ -192,6 +217,11 @@ class Parameter(eqx.Module):
     def replace(self, **changes: Any) -> "Parameter":
         """A copy with some arguments changed; all are checked again.
 
+        A Python number as the new value takes the old one's dtype.
+
+        **Raises:** what `Parameter` raises.
+
+        >>> from fitopt import Parameter
         >>> Parameter("k", 1.0, lower=0).replace(value=2.0)
         Parameter('k', 2.0, lower=0)
         """
@@ -199,44 +229,69 @@ class Parameter(eqx.Module):
         unknown = sorted(set(changes) - set(names))
         if unknown:
             raise TypeError(f"Parameter has no argument {unknown[0]!r}; it has {', '.join(names)}")
+        value = changes.get("value")
+        if type(value) in (int, float, complex) or getattr(value, "weak_type", False):
+            dtype = jnp.result_type(self.value, value)
+            changes["value"] = jnp.asarray(value, dtype)
         return Parameter(**{name: changes.get(name, getattr(self, name)) for name in names})
 
     def fix(self) -> "Parameter":
         """A copy that fits leave as it is.
 
+        >>> from fitopt import Parameter
         >>> Parameter("k", 1.0).fix()
         Parameter('k', 1.0, free=False)
         """
-        return self._with_spec(free=False)
+        return with_value(dataclasses.replace(self._spec, free=False), self.value)
 
     def release(self) -> "Parameter":
         """A copy that is fitted.
 
+        >>> from fitopt import Parameter
         >>> Parameter("k", 1.0, free=False).release()
         Parameter('k', 1.0)
         """
-        return self._with_spec(free=True)
-
-    def _with_spec(self, **changes: Any) -> "Parameter":
-        return with_value(dataclasses.replace(self._spec, **changes), self.value)
+        return with_value(dataclasses.replace(self._spec, free=True), self.value)
 
     def __repr__(self) -> str:
-        parts = [repr(self.name), _format_value(self.value)]
+        parts = [repr(self.name), _text(self.value)]
         parts += ["free=False"] if not self.free else []
         for label in ("lower", "upper", "scale", "mask"):
-            given = getattr(self, label)
-            if given is not None:
-                parts.append(f"{label}={_format_value(given)}")
-        parts += [f"transform={self.transform!r}"] if self.transform is not None else []
+            constant = getattr(self._spec, label)
+            parts += [] if constant is None else [f"{label}={_text(constant.array)}"]
+        parts += [] if self.transform is None else [f"transform={self.transform!r}"]
         return f"Parameter({', '.join(parts)})"
+
+    def __pdoc__(self, **_: Any) -> Any:
+        """How it looks within the repr of an Equinox module."""
+        return wadler_lindig.TextDoc(repr(self))
 
     # The value's own face.
 
-    shape = property(lambda self: jnp.shape(self.value), doc="The value's shape.")
-    dtype = property(lambda self: self.value.dtype, doc="The value's dtype.")
-    ndim = property(lambda self: jnp.ndim(self.value), doc="The value's number of axes.")
-    size = property(lambda self: jnp.size(self.value), doc="The value's number of entries.")
-    T = property(lambda self: self.value.T, doc="The value with its axes reversed.")
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The value's shape."""
+        return self.value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The value's dtype."""
+        return self.value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """The value's number of axes."""
+        return self.value.ndim
+
+    @property
+    def size(self) -> int:
+        """The value's number of entries."""
+        return self.value.size
+
+    @property
+    def T(self) -> Array:
+        """The value with its axes reversed."""
+        return self.value.T
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "value":
@@ -249,12 +304,27 @@ class Parameter(eqx.Module):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.value, dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **kwargs: Any) -> Any:
+        return self.value.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple:
+        return self.value.__dlpack_device__()
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """NumPy's functions and NumPy operands on the left give what `jax.numpy` gives."""
-        function = getattr(jnp, ufunc.__name__, None)
-        if method != "__call__" or function is None or kwargs:
+        if any(isinstance(x, Parameter) for x in kwargs.get("out", ())):
             return NotImplemented
-        return function(*(_plain_value(x) for x in inputs))
+        name = ufunc.__name__
+        if (
+            method == "__call__"
+            and not kwargs
+            and getattr(np, name, None) is ufunc
+            and hasattr(jnp, name)
+        ):
+            arrays = (np.asarray(x) if isinstance(x, list | tuple) else _plain_value(x) for x in inputs)
+            return getattr(jnp, name)(*arrays)
+        arrays = (np.asarray(x) if isinstance(x, Parameter) else x for x in inputs)
+        return getattr(ufunc, method)(*arrays, **kwargs)
 
     def __getitem__(self, index: Any) -> Array:
         return self.value[index]
@@ -266,7 +336,10 @@ class Parameter(eqx.Module):
         return len(self.value)
 
     def __format__(self, spec: str) -> str:
-        return format(self.value, spec) if self.ndim == 0 or not spec else _format_each(self, spec)
+        if self.ndim == 0 or not spec:
+            return format(self.value, spec)
+        entries = np.asarray(self.value)
+        return np.array2string(entries, formatter={"all": lambda x: format(x, spec)}, separator=", ")
 
     def __float__(self) -> float:
         return float(self.value)
@@ -280,35 +353,38 @@ class Parameter(eqx.Module):
     def __bool__(self) -> bool:
         return bool(self.value)
 
-    def __round__(self, ndigits: int = 0) -> Array:
-        return jnp.round(self.value, ndigits)
+    def __round__(self, ndigits: int | None = None) -> Array:
+        return round(self.value, ndigits)
 
+    def __neg__(self) -> Array:
+        return -self.value
+
+    def __pos__(self) -> Array:
+        return +self.value
+
+    def __abs__(self) -> Array:
+        return abs(self.value)
+
+    __add__, __radd__ = _both_ways(operator.add)
+    __sub__, __rsub__ = _both_ways(operator.sub)
+    __mul__, __rmul__ = _both_ways(operator.mul)
+    __truediv__, __rtruediv__ = _both_ways(operator.truediv)
+    __floordiv__, __rfloordiv__ = _both_ways(operator.floordiv)
+    __mod__, __rmod__ = _both_ways(operator.mod)
+    __divmod__, __rdivmod__ = _both_ways(divmod)
+    __pow__, __rpow__ = _both_ways(operator.pow)
+    __matmul__, __rmatmul__ = _both_ways(operator.matmul)
+    __eq__ = _operator(operator.eq)
+    __ne__ = _operator(operator.ne)
+    __lt__ = _operator(operator.lt)
+    __le__ = _operator(operator.le)
+    __gt__ = _operator(operator.gt)
+    __ge__ = _operator(operator.ge)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # == compares entry by entry
 
 
 def _plain_value(x: Any) -> Any:
     return x.value if isinstance(x, Parameter) else x
-
-
-def _delegate(function: Any, swapped: bool) -> Any:
-    def method(self: Parameter, other: Any) -> Any:
-        other = _plain_value(other)
-        if not isinstance(other, (bool, int, float, complex, np.generic, np.ndarray, jax.Array)):
-            return NotImplemented
-        return function(other, self.value) if swapped else function(self.value, other)
-
-    return method
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "divmod"):
-    _function = divmod if _name == "divmod" else getattr(operator, _name)
-    setattr(Parameter, f"__{_name}__", _delegate(_function, swapped=False))
-    setattr(Parameter, f"__r{_name}__", _delegate(_function, swapped=True))
-for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
-    setattr(Parameter, f"__{_name}__", _delegate(getattr(operator, _name), swapped=False))
-for _name in ("neg", "pos", "abs"):
-    _function = getattr(operator, _name)
-    setattr(Parameter, f"__{_name}__", lambda self, _function=_function: _function(self.value))
 
 
 def with_value(spec: Spec, value: Any) -> Parameter:
@@ -320,62 +396,98 @@ def with_value(spec: Spec, value: Any) -> Parameter:
 
 
 def check_value(spec: Spec, value: ArrayLike) -> None:
-    """Raise if a concrete value is not finite or leaves its bounds; says which entries."""
+    """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
     entries = np.asarray(value)
-    fitted = np.ones(entries.shape, bool) if spec.mask is None else spec.mask.array
-    if not np.isfinite(entries[fitted]).all():
+    fitted = np.ones((), bool) if spec.mask is None else spec.mask.array
+    bad = fitted & ~np.isfinite(entries)
+    if bad.any():
         raise ValueError(
-            f"Parameter {spec.name!r}: the value must be finite, got {_format_value(entries)}"
+            f"Parameter {spec.name!r}: the value must be finite in {entries.dtype}, "
+            f"got {_first(entries, bad)}"
         )
     for label, bound, outside in (
         ("lower", spec.lower, np.less),
         ("upper", spec.upper, np.greater),
     ):
-        if bound is not None and outside(entries, bound.array.astype(entries.dtype))[fitted].any():
+        if bound is None:
+            continue
+        bad = fitted & outside(entries, bound.astype(entries.dtype))
+        if bad.any():
+            limit = np.broadcast_to(bound.array, entries.shape)[bad][0]
             raise ValueError(
-                f"Parameter {spec.name!r}: the value {_format_value(entries)} lies outside "
-                f"its bound {label}={_format_value(_plain(bound))}"
+                f"Parameter {spec.name!r}: the value {_first(entries, bad)} lies outside "
+                f"its bound {label}={limit}"
             )
 
 
+def _first(entries: np.ndarray, bad: np.ndarray) -> str:
+    """The first bad entry and where it is."""
+    where = np.argwhere(np.broadcast_to(bad, entries.shape))[0].tolist()
+    return f"{entries[tuple(where)]}" + (f" at index {where}" if where else "")
+
+
 def _as_inexact(name: str, value: Any) -> Array:
+    """The value as an array of floats or complex numbers that shares no memory with the user's."""
     value = _plain_value(value)
     try:
+        array = _concrete(value)
+    except jax.errors.TracerArrayConversionError:
         array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
-        ) from error
-    if not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
-        raise TypeError(
-            f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
-        )
-    if jnp.issubdtype(array.dtype, jnp.inexact):
-        return array.astype(array.dtype)  # a Python number's weak type becomes a dtype of its own
-    return array.astype(jnp.result_type(float))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(_not_a_number(name, value)) from error
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise TypeError(_not_a_number(name, value))
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        return array.astype(jnp.result_type(float))
+    return array.astype(array.dtype)  # a Python number's weak type becomes a dtype of its own
 
 
-def _metadata(name: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+def _concrete(value: Any) -> Array:
+    if isinstance(value, jax.Array):
+        return value
+    with jax.ensure_compile_time_eval():  # under jit, too, a value that is known can be checked
+        if isinstance(value, float | complex):
+            return jnp.asarray(value)
+        array = np.asarray(value)
+        if array.dtype.kind in "iu":
+            array = array.astype(float)  # JAX would cut them to 32 bits first
+        return jnp.array(array)
+
+
+def _not_a_number(name: str, value: Any) -> str:
+    return f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
+
+
+def _as_numpy(name: str, label: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except jax.errors.TracerArrayConversionError:
+        raise TypeError(
+            f"Parameter {name!r}: {label} is static, so it cannot depend on what is being traced, "
+            f"got {given!r}"
+        ) from None
+    except (TypeError, ValueError):
+        return np.asarray(None)  # of no numerical dtype
+
+
+def _constant(name: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
     if given is None:
         return None
-    try:
-        array = np.asarray(given)
-        if not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
-            raise TypeError
-    except (TypeError, jax.errors.TracerArrayConversionError):
-        raise TypeError(
-            f"Parameter {name!r}: {label} must be a real number or array, got {given!r}"
-        ) from None
+    array = _as_numpy(name, label, given)
+    if not (jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
+        raise TypeError(f"Parameter {name!r}: {label} must be a real number or array, got {given!r}")
     if np.isnan(array).any():
-        raise ValueError(f"Parameter {name!r}: {label} must not be NaN, got {given!r}")
+        raise ValueError(f"Parameter {name!r}: {label} must not be NaN, got {_text(array)}")
     _check_shape(name, label, array.shape, shape)
     return Constant(array)
 
 
-def _mask(name: str, mask: Any, shape: tuple[int, ...]) -> Constant:
-    array = np.asarray(mask)
+def _mask(name: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+    if given is None:
+        return None
+    array = _as_numpy(name, "mask", given)
     if array.dtype != bool:
-        raise TypeError(f"Parameter {name!r}: mask must be booleans, got {mask!r}")
+        raise TypeError(f"Parameter {name!r}: mask must be booleans, got {given!r}")
     _check_shape(name, "mask", array.shape, shape)
     if not array.any():
         raise ValueError(f"Parameter {name!r}: mask fits no entry; use free=False to fix them all")
@@ -394,70 +506,69 @@ def _check_shape(name: str, label: str, given: tuple[int, ...], shape: tuple[int
         )
 
 
-def _check_bounds(name: str, lower: Constant | None, upper: Constant | None) -> None:
-    low = -np.inf if lower is None else lower.array
-    high = np.inf if upper is None else upper.array
-    if not np.all(np.less(low, high)):
-        raise ValueError(
-            f"Parameter {name!r}: lower must be less than upper, "
-            f"got lower={_format_value(low)} and upper={_format_value(high)}"
+def _check_spec(spec: Spec, dtype: np.dtype) -> None:
+    """Raise if the parts of a spec are not what they should be, or do not fit together."""
+    who, real = f"Parameter {spec.name!r}", real_dtype(dtype)
+    if spec.scale is not None:
+        scale = spec.scale.astype(real)
+        if not np.all((scale >= jnp.finfo(real).tiny) & np.isfinite(scale)):
+            raise ValueError(
+                f"{who}: scale must be positive and finite in {real}, got {_text(spec.scale.array)}"
+            )
+    if spec.is_bounded and real != dtype:
+        raise ValueError(f"{who}: a complex value has no order, so it cannot have bounds")
+    if spec.is_bounded:
+        lower = Constant(-np.inf) if spec.lower is None else spec.lower
+        upper = Constant(np.inf) if spec.upper is None else spec.upper
+        if not np.all(lower.astype(dtype) < upper.astype(dtype)):
+            raise ValueError(
+                f"{who}: lower must be less than upper in {dtype}, "
+                f"got lower={_text(lower.array)} and upper={_text(upper.array)}"
+            )
+    transform = spec.transform
+    if transform is None:
+        return
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"{who}: transform must be an instance of fitopt.transforms.Transform, got {transform!r}"
         )
-
-
-def _check_scale(name: str, scale: Constant | None) -> None:
-    if scale is not None and not np.all((scale.array > 0) & np.isfinite(scale.array)):
+    try:
+        hash(transform)
+    except TypeError as error:
+        raise TypeError(
+            f"{who}: transform must be hashable, such as a frozen dataclass of numbers, "
+            f"got {transform!r}"
+        ) from error
+    if not transform.elementwise and (spec.is_bounded or spec.mask is not None):
         raise ValueError(
-            f"Parameter {name!r}: scale must be positive and finite, got {_format_value(scale.array)}"
+            f"{who}: {transform!r} does not act entry by entry, "
+            "so it cannot be combined with lower, upper or mask"
         )
 
 
 def _check_range(spec: Spec, value: Array) -> None:
+    """Raise unless the transform can give the fitted entries of a value."""
+    entries, cause = np.asarray(value), None
+    compared = np.ones((), bool) if spec.mask is None else spec.mask.array
+    for bound in (spec.lower, spec.upper):  # what is on a bound is moved
+        compared = compared & (True if bound is None else entries != bound.astype(entries.dtype))
+    compared = np.broadcast_to(compared, entries.shape)
     try:
-        back = np.asarray(spec.to_value(spec.to_coordinate(value), value))
-        size = 1e3 * float(jnp.finfo(value.dtype).eps)
-        reached = np.allclose(back, np.asarray(value), rtol=size, atol=size)
-    except (TypeError, ValueError):
-        reached = False
+        with jax.ensure_compile_time_eval():
+            coordinate = spec.to_coordinate(value)
+            back = np.asarray(spec.to_value(coordinate, value))
+            reached = back.shape == entries.shape and bool(jnp.isfinite(coordinate).all())
+    except (TypeError, ValueError, IndexError) as error:
+        reached, cause = False, error
+    if reached:
+        back, entries = back[compared], entries[compared]
+        tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5 * np.max(np.abs(entries), initial=0)
+        reached = np.all(np.abs(back - entries) <= tolerance)
     if not reached:
         raise ValueError(
-            f"Parameter {spec.name!r}: the value {_format_value(value)} is not one "
+            f"Parameter {spec.name!r}: the value {_text(value)} is not one "
             f"that transform={spec.transform!r} can give"
-        )
-
-
-def _bijection(
-    value: Array, transform: Transform | None, constants: dict[str, Constant | None]
-) -> Transform:
-    """Scale, transform and bounds as one bijection from coordinate to value."""
-    scale = 1.0 if constants["scale"] is None else constants["scale"].array
-    lower = -np.inf if constants["lower"] is None else constants["lower"].array
-    upper = np.inf if constants["upper"] is None else constants["upper"].array
-    if transform is None:
-        plain = all(constants[label] is None for label in ("scale", "lower", "upper"))
-        return Identity() if plain else Interval(lower, upper, scale)
-    parts = [] if constants["scale"] is None else [Affine(scale=scale)]
-    parts.append(transform)
-    if constants["lower"] is not None or constants["upper"] is not None:
-        parts.append(_bounds_before(value, transform, lower / scale, upper / scale, scale))
-    return parts[0] if len(parts) == 1 else Chain(*parts)
-
-
-def _bounds_before(value: Array, transform: Transform, lower: Any, upper: Any, scale: Any) -> Interval:
-    """Bounds on a transform's result, as bounds on what goes into it."""
-    with jax.ensure_compile_time_eval():
-        ends = jnp.broadcast_arrays(jnp.asarray(lower), jnp.asarray(upper))
-        ends = [np.asarray(transform.inverse(end.astype(value.dtype)), np.float64) for end in ends]
-    # An end that no input reaches bounds nothing; a falling transform swaps the ends.
-    low = np.where(np.isnan(ends[0]), -np.inf, ends[0])
-    high = np.where(np.isnan(ends[1]), np.inf, ends[1])
-    with jax.ensure_compile_time_eval():
-        two = jnp.asarray([-0.5, 0.5], value.dtype)
-        first, second = np.asarray(transform.forward(two))
-    if first > second:
-        low, high = np.where(np.isnan(ends[1]), -np.inf, ends[1]), np.where(
-            np.isnan(ends[0]), np.inf, ends[0]
-        )
-    return Interval(low, high)
+        ) from cause
 
 
 def _plain(constant: Constant | None) -> Any:
@@ -466,18 +577,14 @@ def _plain(constant: Constant | None) -> Any:
     return constant.array.item() if constant.array.ndim == 0 else constant.array
 
 
-def _format_value(x: Any) -> str:
-    if isinstance(x, jax.core.Tracer):
+def _text(x: Any) -> str:
+    """A value or a piece of metadata on one line."""
+    if isinstance(x, Tracer) or not hasattr(x, "__array__"):
         return str(x)
     x = np.asarray(x)
     if x.ndim == 0:
         return str(x[()])
     if x.size > 8:
         return f"<{x.dtype}[{','.join(map(str, x.shape))}]>"
-    return np.array2string(x, separator=", ")
-
-
-def _format_each(parameter: Parameter, spec: str) -> str:
-    return np.array2string(
-        np.asarray(parameter.value), formatter={"all": lambda x: format(x, spec)}, separator=", "
-    )
+    lines = np.array2string(x, separator=", ", formatter={"bool": str}).splitlines()
+    return " ".join(line.strip() for line in lines)

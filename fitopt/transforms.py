@@ -64,7 +64,7 @@ def _constant(name: str, given: "ArrayLike | Constant") -> Constant:
         raise TypeError(f"{name} must be a real number or array, got {given!r}") from error
 
 
-def _real(dtype: np.dtype) -> np.dtype:
+def real_dtype(dtype: np.dtype) -> np.dtype:
     """The dtype of the real part."""
     return jnp.finfo(dtype).dtype
 
@@ -137,11 +137,11 @@ class Affine(Transform):
             raise ValueError(f"scale must be finite and not zero, got {self.scale!r}")
 
     def forward(self, coordinate: Array) -> Array:
-        real = _real(coordinate.dtype)
-        return self.shift.astype(real) + self.scale.astype(real) * coordinate
+        real = real_dtype(coordinate.dtype)
+        return coordinate * self.scale.astype(real) + self.shift.astype(real)
 
     def inverse(self, value: Array) -> Array:
-        real = _real(value.dtype)
+        real = real_dtype(value.dtype)
         return (value - self.shift.astype(real)) / self.scale.astype(real)
 
 
@@ -240,18 +240,15 @@ class Interval(Transform):
 
     def forward(self, coordinate: Array) -> Array:
         lower, upper, half, scale, slope, below, above = self._ends(coordinate.dtype)
-        # The distance to the bound next to it. Its logistic is taken apart into two equal factors: the
-        # whole one underflows long before its product with the width does.
-        near = jnp.where(coordinate > 0, -coordinate, coordinate)
-        root = jnp.exp(near * (slope / 2))
-        distance = 2 * ((half * root) * (root / (1 + root * root)))
+        nearest = jnp.where(coordinate > 0, -coordinate, coordinate)
+        distance = _logistic(nearest * slope, half)
         return _choose(
             below,
             above,
-            neither=scale * coordinate,
-            only_lower=lower + scale * jax.nn.softplus(coordinate),
-            only_upper=upper - scale * jax.nn.softplus(-coordinate),
-            both=jnp.where(coordinate > 0, upper - distance, lower + distance),
+            neither=coordinate * scale,
+            only_lower=jax.nn.softplus(coordinate) * scale + lower,
+            only_upper=jax.nn.softplus(-coordinate) * -scale + upper,
+            both=jnp.where(coordinate > 0, -distance + upper, distance + lower),
         )
 
     def inverse(self, value: Array) -> Array:
@@ -261,15 +258,30 @@ class Interval(Transform):
             # Of the distance in half widths; roots divide without underflow.
             return jnp.log(jnp.sqrt(_inside(distance, half)) / np.sqrt(half))
 
-        from_lower, from_upper = half_log(value / 2 - lower / 2), half_log(upper / 2 - value / 2)
+        from_lower, from_upper = half_log(value / 2 - lower / 2), half_log(-(value / 2 - upper / 2))
         return _choose(
             below,
             above,
             neither=value / scale,
             only_lower=_inverse_softplus(_inside(value - lower, scale) / scale),
-            only_upper=-_inverse_softplus(_inside(upper - value, scale) / scale),
+            only_upper=-_inverse_softplus(_inside(-(value - upper), scale) / scale),
             both=(from_lower - from_upper) / (slope / 2),
         )
+
+
+@jax.custom_jvp
+def _logistic(x: Array, half: np.ndarray) -> Array:
+    """The logistic function times `2 * half`, for x that is not positive."""
+    # In two equal factors: by itself the function underflows long before its product with a width.
+    root = jnp.exp(x / 2)
+    return (half * root) * (2 * root / (1 + root * root))
+
+
+@_logistic.defjvp
+def _logistic_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    # Derived from the terms above, it would add up parts that are larger than their sum and overflow.
+    y = _logistic(*primals)
+    return y, tangents[0] * (y * jax.nn.sigmoid(-primals[0]))
 
 
 def _inside(distance: Array, unit: np.ndarray) -> Array:
