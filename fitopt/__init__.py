@@ -3,7 +3,6 @@
 from importlib.metadata import version
 
 from . import callbacks as callbacks
-from . import loop as loop
 from . import transforms as transforms
 from .callback import Callback as Callback
 from .callback import Fit as Fit

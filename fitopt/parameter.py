@@ -1,5 +1,6 @@
 """`Parameter`: a named array that a fit may change."""
 
+import contextlib
 import dataclasses
 import functools
 import operator
@@ -113,7 +114,8 @@ class Parameter(eqx.Module):
     """A named number or array that a fit may change; in a pytree it stands for its value.
 
     It behaves as the array of its value everywhere: in arithmetic, comparisons, indexing and in
-    every `jax.numpy` function. The value is its only pytree leaf; all else is static.
+    every `jax.numpy` function; functions of `jax.lax` want `p.value` itself. The value is its only
+    pytree leaf; all else is static.
 
     **Arguments:**
 
@@ -429,33 +431,26 @@ def _first(entries: np.ndarray, bad: np.ndarray) -> str:
 def _as_inexact(name: str, value: Any) -> Array:
     """The value as an array of floats or complex numbers that shares no memory with the user's."""
     value = _plain_value(value)
-    try:
-        array = _concrete(value)
-    except jax.errors.TracerArrayConversionError:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(_not_a_number(name, value)) from error
-    if not jnp.issubdtype(array.dtype, jnp.number):
-        raise TypeError(_not_a_number(name, value))
-    if not jnp.issubdtype(array.dtype, jnp.inexact):
-        return array.astype(jnp.result_type(float))
-    return array.astype(array.dtype)  # a Python number's weak type becomes a dtype of its own
-
-
-def _concrete(value: Any) -> Array:
-    if isinstance(value, jax.Array):
-        return value
-    with jax.ensure_compile_time_eval():  # under jit, too, a value that is known can be checked
-        if isinstance(value, float | complex):
-            return jnp.asarray(value)
-        array = np.asarray(value)
-        if array.dtype.kind in "iu":
-            array = array.astype(float)  # JAX would cut them to 32 bits first
-        return jnp.array(array)
-
-
-def _not_a_number(name: str, value: Any) -> str:
-    return f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
+    known = not any(isinstance(x, Tracer) for x in jax.tree.leaves(value))
+    # What is known is kept known under jit, so that it can be checked there as well.
+    with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
+        try:
+            if known and not isinstance(value, jax.Array | float | complex):
+                value = np.asarray(value)
+                if value.dtype.kind in "iu":
+                    value = value.astype(float)  # JAX would cut them to 32 bits first
+                array = jnp.array(value)
+            else:
+                array = jnp.asarray(value)
+            if not jnp.issubdtype(array.dtype, jnp.number):
+                raise TypeError(f"not numbers but {array.dtype}")
+        except (TypeError, ValueError, OverflowError) as error:
+            raise TypeError(
+                f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
+            ) from error
+        inexact = jnp.issubdtype(array.dtype, jnp.inexact)
+        # With astype, a Python number's weak type becomes a dtype of its own.
+        return array.astype(array.dtype if inexact else jnp.result_type(float))
 
 
 def _as_numpy(name: str, label: str, given: Any) -> np.ndarray:

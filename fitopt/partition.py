@@ -186,8 +186,9 @@ def flatten(state: Any) -> Flat:
     free, fixed, kept = [], [], []
     for leaf in leaves:
         if isinstance(leaf, Parameter):
-            (free if leaf.free else fixed).append(leaf.value)
-            kept.append(leaf._spec)
+            spec = leaf._spec
+            (free if spec.free else fixed).append(leaf.value)
+            kept.append(spec)
         elif is_array(leaf):
             fixed.append(leaf)
             kept.append(_ARRAY)

@@ -12,6 +12,7 @@ import pytest
 
 import fitopt
 from fitopt import OptaxOptimizer, Parameter
+from fitopt.loop import MOST_STEPS
 
 from .conftest import close, counted_compilations, decay_loss, hand_written, quadratic
 
@@ -316,7 +317,7 @@ def test_stretches_of_any_length_give_the_same_fit(decay):
 
 
 def test_fits_longer_than_a_stretch_lose_no_step(parabola):
-    steps = 3 * fitopt.loop.MOST_STEPS + 5
+    steps = 3 * MOST_STEPS + 5
     optimizer = OptaxOptimizer(quadratic, optax.sgd(1e-5), fitopt.callbacks.RecordParameters(every=1000))
     _, history = optimizer.run(parabola, steps)
     assert history["loss"].shape == (steps,)
