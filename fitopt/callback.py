@@ -126,3 +126,13 @@ def open_host(callback: Any, fit: Fit) -> Iterator[HostFunction]:
             yield function
     else:
         yield callback
+
+
+def cadence(callback: Any) -> int | None:
+    """After how many steps a host callback is due; None for whenever there is a visit anyhow."""
+    return callback.every if isinstance(callback, HostCallback) else getattr(callback, "every", 1)
+
+
+def label(callback: Any) -> str:
+    """What sentences call a host callback."""
+    return getattr(callback, "__name__", type(callback).__name__)

@@ -1,12 +1,10 @@
 """The host's side of a fit: stretches, host callbacks, history, and what is done about faults."""
 
 import contextlib
-import signal
 import sys
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +12,13 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import snapshot
-from .callback import Callback, Fit, HostCallback, HostFunction, open_host
+from .callback import Callback, Fit, HostFunction, cadence, label, open_host
+from .edits import interpret, merge_edit
 from .history import History, Series
+from .interruption import Interruption, interruptible
 from .loop import MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
-from .parameter import Parameter, check_value, with_value
-from .partition import Flat, Layout, combine, flatten, is_array, is_parameter
+from .parameter import Parameter, check_value
+from .partition import Flat, Layout, combine, flatten, is_parameter
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 
@@ -66,7 +66,7 @@ class Run:
         with interruptible() as interruption:
             return self.fit(interruption)
 
-    def fit(self, interruption: "Interruption") -> tuple[PyTree, History]:
+    def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
         began = time.perf_counter()
         self.carry, self.inside = self.programs.start(self.start, self.fixed)
         # The device is at work while Python gets ready.
@@ -189,7 +189,7 @@ class Run:
         self,
         hosts: list[tuple[int, Any, HostFunction]],
         stopper: int | None,
-        interruption: "Interruption",
+        interruption: Interruption,
     ) -> None:
         """Call the host callbacks that are due, and note who stopped the fit: the first in the list."""
         step = self.done - 1
@@ -227,7 +227,8 @@ class Run:
         free = merge_edit(who, "diff_state", old_free, free)
         fixed = merge_edit(who, "static_state", old_fixed, fixed)
         values, arrays, layout = flatten(combine(free, fixed))
-        if _same(values, self.values) and _same(arrays, self.fixed) and layout == self.layout:
+        pairs = zip((*values, *arrays), (*self.values, *self.fixed), strict=True)
+        if layout == self.layout and all(new is old for new, old in pairs):
             return
         if layout != self.layout:  # an int or a string has changed: that is another program
             self.layout, self.programs = layout, self.programs_for(layout)
@@ -332,116 +333,3 @@ def _depth_in_package() -> int:
     while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
         frame, depth = frame.f_back, depth + 1
     return depth
-
-
-def cadence(callback: Any) -> int | None:
-    """After how many steps a host callback is due; None for whenever there is a visit anyhow."""
-    return callback.every if isinstance(callback, HostCallback) else getattr(callback, "every", 1)
-
-
-def label(callback: Any) -> str:
-    """What sentences call a host callback."""
-    return getattr(callback, "__name__", type(callback).__name__)
-
-
-def interpret(callback: Any, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:
-    """Stop flag and states from what a host callback has returned."""
-    if returned is None:
-        return False, free, fixed
-    stop = returned
-    if isinstance(returned, tuple):
-        if len(returned) != 3:
-            raise TypeError(_expected(callback, f"a tuple of {len(returned)}"))
-        stop, free, fixed = returned
-    if np.shape(stop) != () or np.asarray(stop).dtype != bool:
-        raise TypeError(_expected(callback, f"{stop!r} to say whether to stop"))
-    return bool(stop), free, fixed
-
-
-def _expected(callback: Any, got: str) -> str:
-    return (
-        f"callback {label(callback)} must return None, True or False, "
-        f"or (stop, diff_state, static_state); got {got}"
-    )
-
-
-def merge_edit(who: str, name: str, old: PyTree, new: PyTree) -> PyTree:
-    """An edited state, once it is known to fit in place of the old one."""
-    before, structure = jax.tree.flatten(old, is_leaf=is_parameter)
-    try:
-        after = structure.flatten_up_to(new)
-    except ValueError as error:
-        raise ValueError(f"{who} returned a {name} of another structure: {error}") from None
-    merged = [_merge_leaf(who, name, *pair) for pair in zip(before, after, strict=True)]
-    return jax.tree.unflatten(structure, merged)
-
-
-def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
-    if isinstance(old, Parameter):
-        if isinstance(new, Parameter) and new._spec != old._spec:
-            raise ValueError(
-                f"{who} returned a {name} in which {old!r} has become {new!r}: "
-                "a callback may change its value only"
-            )
-        value = new.value if isinstance(new, Parameter) else new
-        return with_value(old._spec, _merge_array(who, repr(old.name), old.value, value))
-    if is_array(old):
-        return _merge_array(who, f"a {name} in which {old!r}", old, new)
-    return new
-
-
-def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
-    if new is old:
-        return old
-    if np.shape(new) != np.shape(old):
-        raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
-    try:
-        array = np.asarray(new).astype(np.asarray(old).dtype, casting="same_kind")
-    except TypeError as error:
-        raise TypeError(f"{who} returned {what} as {new!r}: {error}") from None
-    return array if hasattr(old, "dtype") else type(old)(array)
-
-
-def _same(new: Sequence[Any], old: Sequence[Any]) -> bool:
-    return all(a is b for a, b in zip(new, old, strict=True))
-
-
-class Interruption:
-    """Whether Ctrl-C was pressed."""
-
-    def __init__(self):
-        self.requested = False
-        self._at_once = False
-
-    @contextlib.contextmanager
-    def immediate(self) -> Iterator[None]:
-        """While the user's own code runs, Ctrl-C raises KeyboardInterrupt as always."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
-
-    def handle(self, *_: Any) -> None:
-        if self._at_once or self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Take Ctrl-C as a wish to end the fit after the current stretch; a second one raises.
-
-    Only in the main thread, and only where Ctrl-C has its usual meaning.
-    """
-    interruption = Interruption()
-    main = threading.current_thread() is threading.main_thread()
-    previous: Callable | int | None = signal.getsignal(signal.SIGINT) if main else None
-    if previous is not signal.default_int_handler:
-        yield interruption
-        return
-    signal.signal(signal.SIGINT, interruption.handle)
-    try:
-        yield interruption
-    finally:
-        signal.signal(signal.SIGINT, previous)

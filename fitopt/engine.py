@@ -1,9 +1,7 @@
 """`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
 
-import dataclasses
 import functools
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -13,13 +11,13 @@ import optax
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
 
-from .callback import Callback, HostCallback
+from .callback import Callback, HostCallback, label
+from .checks import check_callbacks, check_max_steps, check_optimizer, nothing_free
 from .differentiation import MODES
-from .driver import Run, cadence, label
+from .driver import Run
 from .history import History
 from .loop import Loop, Problem, Programs
-from .parameter import Parameter
-from .partition import Flat, Layout, flatten, is_parameter
+from .partition import Flat, Layout, flatten
 from .stepper import OptaxStepper
 
 State = TypeVar("State", bound=PyTree)
@@ -142,65 +140,3 @@ class OptaxOptimizer:
 
 def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode: str) -> OptaxStepper:
     return OptaxStepper(objective, optimizer, mode)
-
-
-def check_optimizer(optimizer: Any) -> Any:
-    if isinstance(optimizer, optax.MultiSteps):
-        return optimizer.gradient_transformation()
-    if callable(optimizer) and not hasattr(optimizer, "init"):
-        name = getattr(optimizer, "__name__", repr(optimizer))
-        raise TypeError(
-            f"optimizer must be an optax.GradientTransformation, got the function {name}; "
-            f"call it: {name}(learning_rate)"
-        )
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-    return optimizer
-
-
-def check_callbacks(callback: Any) -> tuple[Any, ...]:
-    if callback is None:
-        return ()
-    callbacks: Sequence[Any] = callback if isinstance(callback, list | tuple) else [callback]
-    for one in callbacks:
-        if isinstance(one, type):
-            raise TypeError(f"callback must be an instance, got the class {one.__name__}; call it")
-        if not (isinstance(one, Callback | HostCallback) or callable(one)):
-            raise TypeError(
-                "callback must be a function, a fitopt.Callback, a fitopt.HostCallback "
-                f"or a list of them, got {one!r}"
-            )
-        every = one.every if isinstance(one, Callback) else cadence(one)
-        if not (every is None and isinstance(one, HostCallback)):
-            whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
-            if not whole:
-                raise ValueError(f"{label(one)}: every must be a positive integer, got {every!r}")
-    return tuple(callbacks)
-
-
-def check_max_steps(max_steps: Any) -> int:
-    try:
-        if isinstance(max_steps, bool):
-            raise TypeError
-        steps = operator.index(max_steps)
-    except TypeError:
-        raise TypeError(f"max_steps must be an integer, got {max_steps!r}") from None
-    if steps < 0:
-        raise ValueError(f"max_steps must not be negative, got {steps}")
-    return steps
-
-
-def nothing_free(state: Any) -> str:
-    leaves = jax.tree.leaves(state, is_leaf=is_parameter)
-    fixed = [leaf.name for leaf in leaves if isinstance(leaf, Parameter)]
-    opaque = [leaf for leaf in leaves if dataclasses.is_dataclass(leaf) and not is_parameter(leaf)]
-    hint = f"; all of these are fixed: {', '.join(fixed)}" if fixed else ""
-    if opaque:
-        hint = (
-            f"; JAX does not look into {type(opaque[0]).__name__}, "
-            "register it with jax.tree_util.register_dataclass"
-        )
-    return (
-        "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(name, value)"
-        + hint
-    )

@@ -4,7 +4,7 @@
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +14,14 @@ from jaxtyping import Array, PyTree
 
 from . import snapshot
 from .callback import Callback, StepInfo, own_methods
-from .history import RESERVED
+from .checks import check_loss, check_update
 from .partition import Layout
+from .records import MOST_STEPS, Recorder, check_names, records_of
 from .stepper import Objective, Stepper
 
 # How a stretch ended. A positive code n means that traced callback n - 1 asked to stop.
 RUNNING = 0
 NOT_FINITE = -1
-
-MOST_STEPS = 2**15  # of one stretch: room for this many losses is set aside
-_MOST_BYTES = 2**26  # of the records of one callback in one stretch
 
 
 class Problem(NamedTuple):
@@ -104,7 +102,7 @@ class Loop:
             info = self._blank_info(coordinates, values, fixed)
             carries = tuple(callback.init(info) for callback in callbacks)
         carry = Carry(self.stepper(values, fixed).init(coordinates), carries)
-        return jax.tree.map(_strong, carry), self.inside(values)
+        return jax.tree.map(strongly_typed, carry), self.inside(values)
 
     def inside(self, values: Sequence[Array]) -> list[Array]:
         """For each free Parameter that has bounds, whether a value keeps them."""
@@ -128,7 +126,7 @@ class Loop:
         for number, callback in reversed([*enumerate(self.problem.callbacks, start=1)]):
             before = carry.callbacks[number - 1]
             after, stop = check_update(callback, before, callback.update(told, before))
-            carries.insert(0, after)
+            carries.insert(0, jax.tree.map(strongly_typed, after))
             if stop is not False:
                 code = jnp.where(stop, number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
@@ -146,7 +144,7 @@ class Loop:
         stepper = self.stepper(start, fixed)
         blank = self._blank_info(stepper.coordinates(carry.stepper), start, fixed)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
-        _check_names([name for recorder in recorders for name in recorder.shapes or ()])
+        check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])
         limit = jnp.minimum(limit, reach)
 
@@ -186,7 +184,7 @@ class Loop:
             here = stepper.coordinates(carry.stepper)
             good = _select(jnp.isfinite(loss), here, good)
             loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
-            records = tuple(_records(callback, info) for callback in self.problem.callbacks)
+            records = tuple(records_of(callback, info) for callback in self.problem.callbacks)
             return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
 
         def idle(state: Any, step: Array) -> Any:
@@ -260,127 +258,18 @@ class Scanned(NamedTuple):
     records: tuple[dict[str, PyTree] | None, ...]
 
 
-class Recorder(NamedTuple):
-    """The buffer of one callback's records during a stretch."""
-
-    callback: Callback
-    shapes: dict[str, PyTree] | None
-    room: int  # records
-
-    @classmethod
-    def of(cls, callback: Callback, info: StepInfo) -> "Recorder":
-        shapes = jax.eval_shape(functools.partial(_records, callback), info)
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-        room = min(-(-MOST_STEPS // callback.every), _MOST_BYTES // max(size, 1))
-        return cls(callback, shapes, max(room, 1))
-
-    @property
-    def reach(self) -> int:
-        """How many steps fill the buffer."""
-        return self.room * self.callback.every if self.shapes else MOST_STEPS
-
-    def empty(self) -> dict[str, PyTree] | None:
-        return jax.tree.map(lambda x: jnp.zeros((self.room, *x.shape), x.dtype), self.shapes)
-
-    def write(self, buffer: Any, info: StepInfo, first: Array) -> Any:
-        if self.shapes is None:
-            return None
-        every = self.callback.every
-        slot = info.step // every - (first + every - 1) // every
-
-        def put(buffer: Any) -> Any:
-            return jax.tree.map(
-                lambda x, new: lax.dynamic_update_index_in_dim(x, new, slot, 0),
-                buffer,
-                _records(self.callback, info),
-            )
-
-        if every == 1:
-            return put(buffer)
-        return lax.cond(info.step % every == 0, put, lambda buffer: buffer, buffer)
-
-
-def _records(callback: Callback, info: StepInfo) -> dict[str, PyTree] | None:
-    """What a callback records, by name."""
-    records = callback.record(info)
-    if records is None:
-        return None
-    if not isinstance(records, Mapping):
-        records = {getattr(callback, "name", type(callback).__name__): records}
-    return {name: jax.tree.map(jnp.asarray, record) for name, record in records.items()}
-
-
-def _check_names(names: Sequence[str]) -> None:
-    for name in names:
-        if name in RESERVED or names.count(name) > 1:
-            raise ValueError(f"two callbacks record {name!r}, or a name that the history itself uses")
+def strongly_typed(x: Any) -> Array:
+    # A weak type would become a strong one in the first stretch, and the second compile once more.
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
 
 
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 
-def _strong(x: Any) -> Array:
-    # A weak type would become a strong one in the first stretch, and the second compile once more.
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
-
-
 def _padding(x: jax.ShapeDtypeStruct) -> Array:
     return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)
-
-
-def check_loss(result: Any, has_aux: bool) -> tuple[Array, Any]:
-    """Loss and aux, or a TypeError that says what the loss returned instead."""
-    if has_aux:
-        if not (isinstance(result, tuple) and len(result) == 2):
-            raise TypeError(
-                "has_aux=True: the loss must return a pair (loss, aux), "
-                f"but it returned {_describe(result)}"
-            )
-        result, aux = result
-    elif isinstance(result, tuple):
-        raise TypeError(
-            f"the loss must return a real scalar, but it returned {_describe(result)}; "
-            "if the rest is auxiliary data, say has_aux=True"
-        )
-    else:
-        aux = None
-    if not isinstance(result, (float, jax.Array)) and not hasattr(result, "dtype"):
-        raise TypeError(f"the loss must return a real scalar, but it returned {_describe(result)}")
-    loss = jnp.asarray(result)
-    if loss.shape != () or not jnp.issubdtype(loss.dtype, jnp.floating):
-        raise TypeError(f"the loss must return a real scalar, but it returned {_describe(result)}")
-    return loss, jax.tree.map(jnp.asarray, aux)
-
-
-def _describe(x: Any) -> str:
-    if isinstance(x, tuple | list):
-        return f"a {type(x).__name__} of {len(x)}"
-    if hasattr(x, "dtype"):
-        shape = f"shape {tuple(x.shape)}" if x.shape else "a scalar"
-        return f"an array, {shape}, of dtype {x.dtype}"
-    return f"{x!r} of type {type(x).__name__}"
-
-
-def check_update(callback: Callback, before: PyTree, returned: Any) -> tuple[PyTree, Any]:
-    """Carry and stop flag of a callback's update, or a TypeError that says what is wrong with them."""
-    name = type(callback).__name__
-    if not (isinstance(returned, tuple) and len(returned) == 2):
-        raise TypeError(f"{name}.update must return (carry, stop), got {_describe(returned)}")
-    after, stop = returned
-    if not isinstance(stop, bool):
-        stop = jnp.asarray(stop)
-        if stop.shape != () or stop.dtype != bool:
-            raise TypeError(f"{name}.update: stop must be a boolean scalar, got {_describe(stop)}")
-    given, kept = (jax.tree.map(lambda x: jax.typeof(jnp.asarray(x)), x) for x in (after, before))
-    given_shapes, kept_shapes = (
-        jax.tree.map(lambda x: (x.shape, x.dtype), x, is_leaf=lambda x: hasattr(x, "dtype"))
-        for x in (given, kept)
-    )
-    if jax.tree.structure(after) != jax.tree.structure(before) or given_shapes != kept_shapes:
-        raise TypeError(f"{name}.update must return a carry like that of init, {kept}; got {given}")
-    return jax.tree.map(_strong, after), stop
 
 
 class Programs:
