@@ -28,6 +28,7 @@ class Saved(NamedTuple):
 
     carry: snapshot.Snapshot | None  # None for the start
     programs: Programs
+    start: list[Array]
     fixed: list[Any]
     first: int
     steps: int
@@ -131,16 +132,16 @@ class Run:
         )
 
     def here(self, steps: int) -> Saved:
-        return Saved(self.saved, self.programs, self.fixed, self.done, steps)
+        return Saved(self.saved, self.programs, self.start, self.fixed, self.done, steps)
 
     def again(self, saved: Saved, steps: int) -> Stretch:
         """Go back to a saved point and make some of its steps again."""
         if saved.carry is None:
-            carry, _ = saved.programs.start(self.start, saved.fixed)
+            carry, _ = saved.programs.start(saved.start, saved.fixed)
         else:
             carry = saved.programs.restore(saved.carry)
         return saved.programs.advance(
-            carry, self.start, saved.fixed, np.int32(saved.first), np.int32(steps)
+            carry, saved.start, saved.fixed, np.int32(saved.first), np.int32(steps)
         )
 
     def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
@@ -236,7 +237,8 @@ class Run:
             self.carry, self.values, values, self.start, arrays
         )
         self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
-        self.values, self.fixed = values, arrays
+        self.start = self.values = values
+        self.fixed = arrays
 
     # Faults.
 
@@ -269,7 +271,8 @@ class Run:
         bad = [name for name, ok in zip(self.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.saved, self.values = good.carry, good.saved, good.values
-        self.programs, self.fixed, self.layout = back.programs, back.fixed, back.programs.loop.layout
+        self.programs, self.layout = back.programs, back.programs.loop.layout
+        self.start, self.fixed = back.start, back.fixed
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
 

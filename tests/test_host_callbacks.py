@@ -124,6 +124,18 @@ def test_an_edit_changes_only_the_entries_that_it_changes():
     assert edited["x"][0] == first["x"][0] and edited["x"][1] != first["x"][1]
 
 
+def test_an_edit_may_change_an_entry_that_the_mask_keeps_from_the_optimizer():
+    state = {"x": Parameter("x", jnp.array([3.0, 7.0]), mask=[True, False])}
+    loss = lambda state: jnp.sum((state["x"] - 1.0) ** 2)
+
+    def set_it(step, diff, static, *rest):
+        return False, {"x": diff["x"].at[1].set(5.0)} if step == 2 else diff, static
+
+    fitted, history = OptaxOptimizer(loss, SGD, set_it).run(state, 10)
+    assert fitted["x"][1] == 5.0
+    np.testing.assert_allclose(history["loss"][2:4], [4 * 0.64**2 + 36, 4 * 0.64**3 + 16], rtol=1e-5)
+
+
 def test_an_edited_float_of_the_static_state_takes_effect(parabola):
     def move(step, diff, static, *rest):
         return False, diff, {**static, "target": 5.0} if step == 4 else static
