@@ -16,7 +16,7 @@ from .callback import Callback, Fit, HostFunction, cadence, label, open_host
 from .edits import interpret, merge_edit
 from .history import History, Series
 from .interruption import Interruption, interruptible
-from .loop import MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
+from .loop import FIRST_CALLBACK, MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
 from .parameter import Parameter, check_value
 from .partition import Flat, Layout, combine, flatten, is_parameter
 
@@ -57,7 +57,9 @@ class Run:
         self.done = 0
         self.reason: str | None = None
         self.before: Saved | None = None  # the last stretch that made a step
+        self.shapes = tuple(np.shape(x) for x in (*self.start, *self.fixed))
         self.values: list[Array] = list(self.start)
+        self.fixed_state = self.layout.fixed_state(self.fixed)
         self.last: dict[str, PyTree] = {}
         self.saved: snapshot.Snapshot | None = None
         self.ahead: Stretch | None = None  # the evaluation after the last step, begun early
@@ -122,7 +124,7 @@ class Run:
             self.ahead = ahead
         elif ahead is not None:  # records have filled their buffer: it was not the end
             self.carry, self.may_run_ahead = self.programs.restore(self.saved), False
-        return steps, None if code == RUNNING else code - 1
+        return steps, None if code == RUNNING else code - FIRST_CALLBACK
 
     def dispatch(self, limit: int, first: int | None = None) -> Stretch:
         """Start a stretch from the carry, which is gone after that; does not wait for it."""
@@ -158,10 +160,6 @@ class Run:
                 self.series[name].extend(record, count)
         for name, series in self.series.items():
             self.history[name] = series.view()
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(np.shape(x) for x in (*self.start, *self.fixed))
 
     def first_limit(self) -> int:
         # Slower data of the same shape must not make the first stretch long: begin with a part.
@@ -201,21 +199,22 @@ class Run:
             stops[place] = f"{callback.why()} (at step {step})"
         due = [host for host in hosts if (every := cadence(host[1])) is None or step % every == 0]
         if due:
-            free, fixed = self.layout.free_state(self.values), self.layout.fixed_state(self.fixed)
+            free, fixed = self.layout.free_state(self.values), self.fixed_state
             loss = self.history["loss"][-1]
         for place, callback, function in due:
             arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
+            interruption.at_once = True
             try:
-                with interruption.immediate():
-                    returned = function(step, free, fixed, *arguments)
+                returned = function(step, free, fixed, *arguments)
             except KeyboardInterrupt:
                 self.reason = f"interrupted (Ctrl-C) in a callback after step {step}"
                 return
+            finally:
+                interruption.at_once = False
             stop, new_free, new_fixed = interpret(callback, returned, free, fixed)
             if new_free is not free or new_fixed is not fixed:
                 self.edit(callback, new_free, new_fixed)
-                free = self.layout.free_state(self.values)
-                fixed = self.layout.fixed_state(self.fixed)
+                free, fixed = self.layout.free_state(self.values), self.fixed_state
             if stop:
                 stops.setdefault(place, f"{label(callback)} asked to stop (at step {step})")
         if stops:
@@ -224,9 +223,8 @@ class Run:
     def edit(self, callback: Any, free: PyTree, fixed: PyTree) -> None:
         """Go on from a state that a callback has returned."""
         who = label(callback)
-        old_free, old_fixed = self.layout.free_state(self.values), self.layout.fixed_state(self.fixed)
-        free = merge_edit(who, "diff_state", old_free, free)
-        fixed = merge_edit(who, "static_state", old_fixed, fixed)
+        free = merge_edit(who, "diff_state", self.layout.free_state(self.values), free)
+        fixed = merge_edit(who, "static_state", self.fixed_state, fixed)
         values, arrays, layout = flatten(combine(free, fixed))
         pairs = zip((*values, *arrays), (*self.values, *self.fixed), strict=True)
         if layout == self.layout and all(new is old for new, old in pairs):
@@ -238,7 +236,7 @@ class Run:
         )
         self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
         self.start = self.values = values
-        self.fixed = arrays
+        self.fixed, self.fixed_state = arrays, layout.fixed_state(arrays)
 
     # Faults.
 

@@ -89,8 +89,11 @@ class Series:
 
     def extend(self, chunk: PyTree, count: int) -> None:
         """Append the first `count` records of a chunk."""
-        leaves, self._treedef = jax.tree.flatten(chunk)
-        leaves = [np.asarray(leaf) for leaf in leaves]
+        if isinstance(chunk, np.ndarray):
+            leaves = [chunk]
+        else:
+            leaves, self._treedef = jax.tree.flatten(chunk)
+            leaves = [np.asarray(leaf) for leaf in leaves]
         if not self._buffers:
             self._buffers = [np.empty((0, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
         length = self._length + count
@@ -105,4 +108,5 @@ class Series:
 
     def view(self) -> PyTree:
         """All records so far, without a copy."""
-        return jax.tree.unflatten(self._treedef, [x[: self._length] for x in self._buffers])
+        records = [buffer[: self._length] for buffer in self._buffers]
+        return records[0] if self._treedef is None else jax.tree.unflatten(self._treedef, records)

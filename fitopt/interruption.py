@@ -12,19 +12,10 @@ class Interruption:
 
     def __init__(self):
         self.requested = False
-        self._at_once = False
-
-    @contextlib.contextmanager
-    def immediate(self) -> Iterator[None]:
-        """While the user's own code runs, Ctrl-C raises KeyboardInterrupt as always."""
-        self._at_once = True
-        try:
-            yield
-        finally:
-            self._at_once = False
+        self.at_once = False  # while the user's own code runs, Ctrl-C raises as always
 
     def handle(self, *_: Any) -> None:
-        if self._at_once or self.requested:
+        if self.at_once or self.requested:
             raise KeyboardInterrupt
         self.requested = True
 

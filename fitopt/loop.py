@@ -19,9 +19,12 @@ from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
 from .stepper import Objective, Stepper
 
-# How a stretch ended. A positive code n means that traced callback n - 1 asked to stop.
-RUNNING = 0
-NOT_FINITE = -1
+# How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop.
+RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
+
+# A step that ends the stretch takes this times its code off the count of steps: so one number tells the
+# loop both how far it has come and whether to go on. More than there are steps in a stretch.
+_ENDED = 2**20
 
 
 class Problem(NamedTuple):
@@ -123,12 +126,12 @@ class Loop:
         params = self.layout.free_tree(self.values(info.params, start))
         told = info._replace(step=step, loss=loss, params=params)
         carries, code = [], jnp.full((), RUNNING, jnp.int32)
-        for number, callback in reversed([*enumerate(self.problem.callbacks, start=1)]):
-            before = carry.callbacks[number - 1]
+        for number, callback in reversed([*enumerate(self.problem.callbacks)]):
+            before = carry.callbacks[number]
             after, stop = check_update(callback, before, callback.update(told, before))
             carries.insert(0, jax.tree.map(strongly_typed, after))
             if stop is not False:
-                code = jnp.where(stop, number, code)
+                code = jnp.where(stop, FIRST_CALLBACK + number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
         return Carry(method, tuple(carries)), told, info.loss, code
 
@@ -152,25 +155,25 @@ class Loop:
             return {name: getattr(info, name) for name in self.problem.uses}
 
         def body(state: Any) -> Any:
-            carry, _, count, losses, records, _ = state
+            carry, count, losses, records, _ = state
             carry, info, loss, code = self.step(stepper, carry, first + count, start)
             losses = lax.dynamic_update_index_in_dim(losses, loss, count, 0)
             records = tuple(
                 recorder.write(record, info, first)
                 for recorder, record in zip(recorders, records, strict=True)
             )
-            return carry, code, count + 1, losses, records, used(info)
+            return carry, count + 1 - code * _ENDED, losses, records, used(info)
 
-        zero = jnp.zeros((), jnp.int32)
         losses = jnp.zeros((MOST_STEPS,), blank.loss.dtype)
         records = tuple(recorder.empty() for recorder in recorders)
-        carry, code, count, losses, records, last = lax.while_loop(
-            lambda state: (state[1] == RUNNING) & (state[2] < limit),
+        carry, count, losses, records, last = lax.while_loop(
+            lambda state: (state[1] >= 0) & (state[1] < limit),
             body,
-            (carry, zero, zero, losses, records, used(blank)),
+            (carry, jnp.zeros((), jnp.int32), losses, records, used(blank)),
         )
+        code = jnp.where(count < 0, -(count // _ENDED), RUNNING)
         values = self.values(stepper.coordinates(carry.stepper), start)
-        status = jnp.stack([count, code])
+        status = jnp.stack([count + code * _ENDED, code])
         return Stretch(carry, snapshot.take(carry), values, status, losses, records, last)
 
     def scan(self, values: Sequence[Array], fixed: Sequence[Any], max_steps: int) -> "Scanned":
