@@ -91,9 +91,9 @@ _OPERANDS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array, list,
 
 def _operand(x: Any) -> Any:
     """The array that an operand stands for, or NotImplemented where it stands for none."""
-    if hasattr(x, "__jax_array__"):
-        return x.__jax_array__()
-    return x if isinstance(x, _OPERANDS) else NotImplemented
+    if isinstance(x, _OPERANDS):
+        return x
+    return x.__jax_array__() if hasattr(x, "__jax_array__") else NotImplemented
 
 
 def _operator(function: Callable[[Any, Any], Any], swapped: bool = False) -> Any:
@@ -310,7 +310,7 @@ class Parameter(eqx.Module):
         return self.value.__dlpack__(**kwargs)
 
     def __dlpack_device__(self) -> tuple:
-        return self.value.__dlpack_device__()
+        return self.value.__dlpack_device__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """NumPy's functions and NumPy operands on the left give what `jax.numpy` gives."""

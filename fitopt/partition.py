@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -28,6 +29,7 @@ def values(state: State) -> State:
 
     This is what a loss gets.
 
+    >>> from fitopt import Parameter, values
     >>> values({"k": Parameter("k", 2.0), "name": "decay"})
     {'k': Array(2., dtype=float32), 'name': 'decay'}
     """
@@ -39,6 +41,7 @@ def partition(state: State) -> tuple[State, State]:
 
     **Returns:** `(free, fixed)`, both in the structure of `state`; `combine` undoes it.
 
+    >>> from fitopt import Parameter, partition
     >>> partition({"k": Parameter("k", 2.0), "n": 3})
     ({'k': Parameter('k', 2.0), 'n': None}, {'k': None, 'n': 3})
     """
@@ -56,12 +59,13 @@ def partition(state: State) -> tuple[State, State]:
 def combine(free: State, fixed: State) -> State:
     """Put together again what `partition` took apart.
 
+    **Raises:** `ValueError` if the two are not of the same structure.
+
+    >>> from fitopt import Parameter, combine, partition
     >>> combine(*partition({"k": Parameter("k", 2.0), "n": 3}))
     {'k': Parameter('k', 2.0), 'n': 3}
     """
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_parameter_or_none
-    )
+    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_parameter_or_none)
 
 
 class _Opaque:
@@ -99,7 +103,7 @@ class Layout:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.treedef, tuple(x if x is not _ARRAY else None for x in self.leaves)))
+        return hash((self.treedef, self.leaves))
 
     def __hash__(self) -> int:
         return self._hash
@@ -200,5 +204,5 @@ def flatten(state: Any) -> Flat:
 def is_array(leaf: Any) -> bool:
     """Whether a leaf is traced: arrays, NumPy numbers, Python floats and complex numbers."""
     if isinstance(leaf, np.ndarray | np.generic):
-        return np.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
+        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)  # bfloat16 is "V"
     return isinstance(leaf, jax.Array | float | complex)

@@ -161,7 +161,7 @@ class Exp(Transform):
         return jnp.log(value)
 
 
-_JUST_INSIDE = 1e-3  # of the scale, or of half the width: where a value on a bound starts
+_JUST_INSIDE = 1e-3  # of the scale, or of the width: where a value on a bound starts
 
 
 class _Ends(NamedTuple):
@@ -187,7 +187,7 @@ class Interval(Transform):
     Each value is computed from the bound next to it. So a value 1e-30 above a bound at zero keeps its
     digits, rounding never leads across a bound, and the derivative is zero or infinite nowhere. A value
     on a bound, which has no coordinate, gets that of a value just inside: by a thousandth of `scale`,
-    or of half the width.
+    or of the width.
 
     Softplus is from Dugas et al., *Incorporating Second-Order Functional Knowledge for Better Option
     Pricing* (NIPS 2000); the log-odds for two bounds are those of the *Stan Reference Manual*,
@@ -255,7 +255,7 @@ class Interval(Transform):
         lower, upper, half, scale, slope, below, above = self._ends(value.dtype)
 
         def half_log(distance: Array) -> Array:
-            # Of the distance in half widths; roots divide without underflow.
+            # Of half the distance, in half widths; roots divide without underflow.
             return jnp.log(jnp.sqrt(_inside(distance, half)) / np.sqrt(half))
 
         from_lower, from_upper = half_log(value / 2 - lower / 2), half_log(-(value / 2 - upper / 2))
@@ -274,7 +274,7 @@ def _logistic(x: Array, half: np.ndarray) -> Array:
     """The logistic function times `2 * half`, for x that is not positive."""
     # In two equal factors: by itself the function underflows long before its product with a width.
     root = jnp.exp(x / 2)
-    return (half * root) * (2 * root / (1 + root * root))
+    return (root * half) * (2 * root / (1 + root * root))
 
 
 @_logistic.defjvp
