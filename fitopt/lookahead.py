@@ -1,0 +1,105 @@
+"""`lookahead`, and the parameters that a fit with it, or with averaging, returns."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+from optax.contrib import ScheduleFreeState, schedule_free_eval_params
+
+from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
+from .groups import merge, restrict
+
+
+class LookaheadState(NamedTuple):
+    """The state of `lookahead`.
+
+    >>> from fitopt.optimizers import lookahead, sgd
+    >>> lookahead(sgd(0.1)).init({"x": 3.0}).slow
+    {'x': Array(3., dtype=float32, weak_type=True)}
+    """
+
+    slow: PyTree  # the slow weights: what a fit returns
+    fast_state: PyTree  # of the base optimizer
+    steps_since_sync: Array
+
+
+def lookahead(
+    base: optax.GradientTransformation,
+    sync_period: int = 5,
+    slow_step_size: float = 0.5,
+    grad_clip_norm: Clip = None,
+    grad_clip_value: Clip = None,
+) -> Optimizer:
+    """Lookahead: every `sync_period` updates of `base`, s ← s + a (x - s) and x ← s.
+
+    The loss sees the fast weights x, which `base` moves (it holds the learning rate); `run` returns the
+    slow weights s, which start where x does. a is `slow_step_size`.
+
+    Zhang et al., Lookahead optimizer: k steps forward, 1 step back, arXiv:1907.08610.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> optimizer = optimizers.lookahead(optimizers.sgd(0.1))
+    >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizer)
+    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=150)
+    >>> print(f"{state['x']:.2f}")
+    1.00
+    """
+    if not isinstance(base, optax.GradientTransformation):
+        raise TypeError(f"base must be an optimizer such as optimizers.adam(1e-3), got {base!r}")
+    sync_period = whole("sync_period", sync_period)
+    if not is_zero(1.0 - positive("slow_step_size", slow_step_size)):
+        fraction("slow_step_size", slow_step_size)
+    clipped = optax.chain(*clip(grad_clip_norm, grad_clip_value), base)
+
+    def init(params: Any) -> LookaheadState:
+        return LookaheadState(
+            jax.tree.map(jnp.asarray, params), clipped.init(params), jnp.zeros((), jnp.int32)
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError("lookahead needs the parameters: update(grads, state, params)")
+        updates, fast_state = clipped.update(updates, state.fast_state, params, **extra)
+        count = state.steps_since_sync + 1
+        synced = count == sync_period
+
+        def sync() -> tuple[Any, Any]:
+            ahead = lambda s, x, u: (s + slow_step_size * (x + u - s)).astype(s.dtype)
+            slow = jax.tree.map(ahead, state.slow, params, updates)
+            return slow, jax.tree.map(lambda s, x, u: (s - x).astype(u.dtype), slow, params, updates)
+
+        slow, updates = jax.lax.cond(synced, sync, lambda: (state.slow, updates))
+        fast_state = _forget_searches(fast_state, synced)
+        return updates, LookaheadState(slow, fast_state, jnp.where(synced, 0, count))
+
+    return Optimizer(init, update)
+
+
+def evaluation_params(state: PyTree, params: PyTree) -> PyTree:
+    """What a fit hands to the user: the parameters at which to evaluate, given an optimizer's state.
+
+    The slow weights where `lookahead` is part of the optimizer, the averaged ones with
+    `optax.contrib.schedule_free`, each for its parameter group, and else `params` themselves.
+
+    >>> from fitopt.optimizers import adam, evaluation_params, lookahead
+    >>> state = lookahead(adam(0.1)).init({"x": 3.0})
+    >>> evaluation_params(state, {"x": 2.8})
+    {'x': Array(3., dtype=float32, weak_type=True)}
+    """
+    kinds = LookaheadState | ScheduleFreeState
+    for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds)):
+        if isinstance(node, LookaheadState):
+            params = merge(node.slow, params)
+        elif isinstance(node, ScheduleFreeState):
+            params = merge(schedule_free_eval_params(node, restrict(params, node.z)), params)
+    return params
+
+
+def _forget_searches(state: PyTree, moved: Array) -> PyTree:
+    """Let line searches know no value where the parameters have moved away from their last trial."""
+    kinds = optax.ScaleByBacktrackingLinesearchState | optax.ScaleByZoomLinesearchState
+    is_search = lambda x: isinstance(x, kinds)
+    forget = lambda x: x._replace(value=jnp.where(moved, jnp.inf, x.value)) if is_search(x) else x
+    return jax.tree.map(forget, state, is_leaf=is_search)

@@ -1,0 +1,187 @@
+"""Parameter groups: which optimizer moves what, and what is said about patterns that do not fit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fitopt
+from fitopt import Parameter, optimizers
+from fitopt.optimizers import adam, groups, lbfgs, learning_rate, lookahead, set_learning_rate, sgd
+
+from .conftest import close, hand_written
+
+START = {"rate_a": 2.0, "rate_b": jnp.array([1.0, -1.0]), "weights": {"in": 3.0, "out": [0.5, -2.0]}}
+START = jax.tree.map(jnp.asarray, START)
+
+
+def loss(state):
+    return sum(jnp.sum((x - 1.0) ** 2) for x in jax.tree.leaves(state)) + jnp.sin(state["rate_a"])
+
+
+def parameters():
+    make = lambda path, x: Parameter(jax.tree_util.keystr(path, simple=True, separator="/"), x)
+    return jax.tree_util.tree_map_with_path(make, START)
+
+
+def run(optimizer, steps=5, state=None):
+    state = parameters() if state is None else state
+    fitted, history = fitopt.OptaxOptimizer(loss, optimizer).run(state, max_steps=steps)
+    return fitopt.values(fitted), history["loss"]
+
+
+def test_each_group_moves_as_optax_partition_moves_it():
+    optimizer = groups({"rate*": adam(0.1), "weights/*": sgd(0.05, weight_decay=0.1)})
+    decayed = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.05))
+    labels = {"rate_a": "r", "rate_b": "r", "weights": {"in": "w", "out": ["w", "w"]}}
+    reference = optax.partition({"r": optax.adam(0.1), "w": decayed}, labels)
+    fitted, losses = run(optimizer)
+    expected, expected_losses = hand_written(loss, reference, START, 5)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    close(fitted, expected)
+
+
+def moved(optimizer):
+    """Paths of the parameters that sgd(1.0) moves, where all else is frozen."""
+    updates, _ = optimizer.update(START, optimizer.init(START), START)
+    flat, _ = jax.tree_util.tree_flatten_with_path(updates)
+    paths = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
+    return {path for path, x in paths.items() if jnp.any(x != 0)}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "paths"),
+    [
+        ("rate_a", {"rate_a"}),
+        ("rate_?", {"rate_a", "rate_b"}),
+        ("weights/in", {"weights/in"}),
+        ("in", {"weights/in"}),
+        ("weights/out/*", {"weights/out/0", "weights/out/1"}),
+        ("[01]", {"weights/out/0", "weights/out/1"}),
+        ("*", {"rate_a", "rate_b", "weights/in", "weights/out/0", "weights/out/1"}),
+    ],
+)
+def test_patterns_match_whole_paths_and_their_last_parts(pattern, paths):
+    assert moved(groups({pattern: sgd(1.0)}, default=optax.set_to_zero())) == paths
+
+
+def test_the_first_pattern_that_matches_decides():
+    assert moved(groups({"rate_a": None, "rate*": sgd(1.0), "*": None})) == {"rate_b"}
+
+
+def test_names_match_where_they_are_known():
+    names = {"rate_a": "alpha", "rate_b": "beta", "weights": {"in": "w", "out": ["u", "v"]}}
+    optimizer = groups({"alpha": sgd(1.0), "rate_b": sgd(1.0), "[uvw]": None}).named(names)
+    assert moved(optimizer) == {"rate_a", "rate_b"}
+    with pytest.raises(ValueError, match=r"rate_a \(alpha\), rate_b \(beta\), weights/in \(w\)"):
+        groups({"gamma": sgd(1.0)}, default=sgd(1.0)).named(names).init(START)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error_with_the_names():
+    names = "the free parameters are: rate_a, rate_b, weights/in, weights/out/0, weights/out/1"
+    with pytest.raises(ValueError, match=f"the pattern 'tau' matches none; {names}"):
+        run(groups({"tau": sgd(0.1)}, default=sgd(0.1)))
+
+
+def test_a_pattern_that_comes_too_late_is_an_error():
+    with pytest.raises(ValueError, match="'rate_a' finds all its parameters taken by patterns before"):
+        run(groups({"*": sgd(0.1), "rate_a": sgd(0.2)}))
+
+
+def test_a_parameter_that_nothing_matches_is_an_error_with_the_names():
+    match = r"no pattern matches weights/in, weights/out/0, weights/out/1: .*'rate\*'"
+    with pytest.raises(ValueError, match=match):
+        run(groups({"rate*": sgd(0.1)}))
+
+
+@pytest.mark.parametrize("bad", [[("a", sgd(0.1))], {1: sgd(0.1)}, {"a": optax.sgd}, {"a": 0.1}])
+def test_what_is_no_optimizer_is_an_error(bad):
+    with pytest.raises(TypeError, match=r"groups takes a dict|a group takes an optimizer"):
+        groups(bad)
+
+
+def test_a_default_that_is_not_needed_is_fine():
+    fitted, losses = run(groups({"*": sgd(0.1)}, default=adam(0.1)))
+    np.testing.assert_array_equal(losses, run(sgd(0.1))[1])
+
+
+@pytest.mark.parametrize("frozen", [None, optax.set_to_zero()])
+def test_a_frozen_group_keeps_its_bits(frozen):
+    fitted, losses = run(groups({"rate*": frozen}, default=adam(0.1)))
+    assert losses[-1] < losses[0]
+    assert fitted["rate_a"] == START["rate_a"] and (fitted["rate_b"] == START["rate_b"]).all()
+    assert fitted["weights"]["in"] != START["weights"]["in"]
+
+
+def test_freezing_a_group_leaves_the_state_of_the_others_valid():
+    both = groups({"rate*": adam(0.1), "weights/*": adam(0.05)})
+    frozen = groups({"rate*": None, "weights/*": adam(0.05)})
+    _, state = both.update(START, both.init(START), START)
+    going_on = frozen.init(START)
+    inner = {**going_on.inner_states, "weights/*": state.inner_states["weights/*"]}
+    updates, after = frozen.update(START, going_on._replace(inner_states=inner), START)
+    expected, expected_after = both.update(START, state, START)
+    close(updates["weights"], expected["weights"])
+    assert updates["rate_a"] == 0
+    label = "weights/*"
+    close(after.inner_states[label], expected_after.inner_states[label])
+
+
+def test_fixed_parameters_are_no_business_of_groups():
+    state = parameters()
+    state["rate_a"] = state["rate_a"].fix()
+    fitted, _ = run(groups({"rate*": sgd(0.1)}, default=sgd(0.1)), state=state)
+    assert fitted["rate_a"] == START["rate_a"] and (fitted["rate_b"] != START["rate_b"])[1]
+
+
+def test_rates_are_read_and_set_by_group():
+    optimizer = groups({"rate*": adam(0.5), "in": None}, default=sgd(0.25))
+    state = optimizer.init(START)
+    assert learning_rate(state) == {"(default)": 0.25, "rate*": 0.5}
+    slower = set_learning_rate(state, {"rate*": 0.125})
+    assert learning_rate(slower) == {"(default)": 0.25, "rate*": 0.125}
+    assert learning_rate(set_learning_rate(state, 2.0)) == {"(default)": 2.0, "rate*": 2.0}
+    with pytest.raises(ValueError, match=r"no groups \['in'\] with a learning rate"):
+        set_learning_rate(state, {"in": 0.1})
+
+
+def test_a_group_may_look_ahead():
+    optimizer = groups({"rate*": lookahead(sgd(0.1), 2, 0.5)}, default=sgd(0.1))
+    params, state = START, optimizer.init(START)
+    for _ in range(3):
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    shown = optimizers.evaluation_params(state, params)
+    close(shown["weights"], params["weights"])
+    assert shown["rate_a"] != params["rate_a"]
+
+
+def test_a_line_search_in_a_group_sees_the_others_stand_still():
+    optimizer = groups({"rate*": lbfgs(linesearch="backtracking")}, default=sgd(0.1))
+
+    @jax.jit
+    def step(params, state):
+        value, grads = jax.value_and_grad(loss)(params)
+        extra = dict(value=value, grad=grads, value_fn=loss)
+        updates, state = optimizer.update(grads, state, params, **extra)
+        return optax.apply_updates(params, updates), state, value
+
+    params, state, losses = START, optimizer.init(START), []
+    for _ in range(8):
+        params, state, value = step(params, state)
+        losses.append(value)
+    assert np.all(np.diff(losses) < 1e-6)
+    assert abs(jax.grad(loss)(params)["rate_a"]) < 1e-3
+    expected, _ = hand_written(loss, optax.sgd(0.1), START, 8)
+    close(params["weights"], expected["weights"])
+
+
+def test_runs_under_jit_and_vmap():
+    def fit(start):
+        state = {"a": Parameter("a", start), "rate_a": Parameter("rate_a", 1.0)}
+        optimizer = groups({"a": adam(0.1), "rate*": None})
+        return fitopt.OptaxOptimizer(loss, optimizer).run(state, max_steps=3)[1]["final_loss"]
+
+    batch = jax.jit(jax.vmap(fit))(jnp.array([0.0, 2.0]))
+    np.testing.assert_allclose(batch, [fit(0.0), fit(2.0)], rtol=1e-6)
