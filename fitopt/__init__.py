@@ -3,6 +3,8 @@
 from importlib.metadata import version
 
 from . import callbacks as callbacks
+from . import optimizers as optimizers
+from . import schedules as schedules
 from . import transforms as transforms
 from .callback import Callback as Callback
 from .callback import Fit as Fit

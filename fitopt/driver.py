@@ -72,6 +72,9 @@ class Run:
     def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
         began = time.perf_counter()
         self.carry, self.inside = self.programs.start(self.start, self.fixed)
+        if self.programs.averages is None:
+            self.programs.averages = self.programs.loop.averages(self.carry, self.start, self.fixed)
+        self.may_run_ahead &= not self.programs.averages
         # The device is at work while Python gets ready.
         limit = min(self.first_limit(), self.until_due())
         stretch = self.dispatch(limit) if self.max_steps else None
@@ -293,6 +296,10 @@ class Run:
             (finish, jax.tree.map(np.array, self.carry.callbacks[i]))
             for i, finish in self.programs.finishes
         ]
+        if self.programs.averages:
+            self.carry, self.saved, self.values = self.programs.settle(
+                self.carry, self.start, self.fixed
+            )
         values, loss, probed = self.probe()
         for i, result in self.programs.results:
             candidate = result(probed[i])

@@ -18,7 +18,7 @@ from .driver import Run
 from .history import History
 from .loop import Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
-from .stepper import OptaxStepper
+from .stepper import Objective, OptaxStepper
 
 State = TypeVar("State", bound=PyTree)
 
@@ -138,5 +138,7 @@ class OptaxOptimizer:
         return flat.layout.state(fit.values, flat.fixed), history
 
 
-def _optax_stepper(optimizer: optax.GradientTransformation, objective: Any, mode: str) -> OptaxStepper:
-    return OptaxStepper(objective, optimizer, mode)
+def _optax_stepper(
+    optimizer: optax.GradientTransformation, objective: Objective, mode: str, names: PyTree
+) -> OptaxStepper:
+    return OptaxStepper(objective, optimizer, mode, names)

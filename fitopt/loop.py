@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
     loss: Callable[[Any], Any]
-    make_stepper: Callable[[Objective, str], Stepper]
+    make_stepper: Callable[[Objective, str, PyTree], Stepper]  # of objective, mode and names
     callbacks: tuple[Callback, ...]
     has_aux: bool
     uses: tuple[str, ...]  # of "aux" and "grads": what host callbacks look at
@@ -78,7 +78,8 @@ class Loop:
         return [spec.to_value(coordinate, value) for spec, coordinate, value in triples]
 
     def stepper(self, start: Sequence[Array], fixed: Sequence[Any]) -> Stepper:
-        return self.problem.make_stepper(self._objective(start, fixed), self.mode)
+        names = self.layout.free_tree([spec.name for spec in self.layout.specs])
+        return self.problem.make_stepper(self._objective(start, fixed), self.mode, names)
 
     def _objective(self, start: Sequence[Array], fixed: Sequence[Any]) -> Objective:
         def objective(coordinates: PyTree) -> tuple[Array, Any]:
@@ -204,6 +205,8 @@ class Loop:
         # The last good point is where the fit ends if its last step, or the loss after it, went wrong.
         here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
         carry = carry._replace(stepper=stepper.move(carry.stepper, here))
+        here = stepper.result(carry.stepper)
+        carry = carry._replace(stepper=stepper.move(carry.stepper, here))
         carry, _, loss, _ = self.step(stepper, carry, count, values)
         finite = jnp.isfinite(loss)
         if max_steps:
@@ -242,6 +245,20 @@ class Loop:
         moved = stepper.move(carry.stepper, self.layout.free_tree(coordinates))
         carry = Carry(moved, carry.callbacks)
         return carry, snapshot.take(carry), self.inside(edited)
+
+    def averages(self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
+        """Whether the user gets other values than those at which the loss is evaluated."""
+        stepper = self.stepper(start, fixed)
+        return stepper.result(carry.stepper) is not stepper.coordinates(carry.stepper)
+
+    def settle(
+        self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> tuple[Carry, snapshot.Snapshot, list[Array]]:
+        """The carry, moved to the values that the user gets, and these values."""
+        stepper = self.stepper(start, fixed)
+        result = stepper.result(carry.stepper)
+        carry = Carry(stepper.move(carry.stepper, result), carry.callbacks)
+        return carry, snapshot.take(carry), self.values(result, start)
 
     def gradients_finite(
         self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]
@@ -287,5 +304,7 @@ class Programs:
         self.start = jax.jit(loop.start)
         self.advance = jax.jit(loop.advance, donate_argnums=0)
         self.move = jax.jit(loop.move, donate_argnums=0)
+        self.averages: bool | None = None  # not known before the first start
+        self.settle = jax.jit(loop.settle)
         self.gradients_finite = jax.jit(loop.gradients_finite)
         self.restore = jax.jit(snapshot.restore)

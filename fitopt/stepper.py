@@ -10,6 +10,8 @@ from jaxtyping import Array, PyTree
 
 from .callback import StepInfo
 from .differentiation import value_and_gradient
+from .groups import Groups
+from .lookahead import evaluation_params
 
 Objective = Callable[[PyTree], tuple[Array, Any]]  # coordinates -> (loss, aux)
 
@@ -32,6 +34,10 @@ class Stepper(Protocol):
         """Where the carry stands."""
         ...
 
+    def result(self, carry: PyTree) -> PyTree:
+        """The coordinates to hand to the user: `coordinates(carry)` itself, or an average of a kind."""
+        ...
+
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
         """The carry after a callback has changed the coordinates, or what the loss depends on."""
         ...
@@ -44,11 +50,16 @@ class OptaxStepper:
     """Any optax optimizer.
 
     Optimizers that take extra arguments are handed `value`, `grad` and `value_fn`. A line search
-    leaves value and gradient of its last trial in its state; they are not computed again.
+    leaves value and gradient of its last trial in its state; they are not computed again. `names` are
+    those of the Parameters, in the structure of the coordinates: parameter groups go by them.
     """
 
-    def __init__(self, objective: Objective, optimizer: optax.GradientTransformation, mode: str = "rev"):
+    def __init__(
+        self, objective: Objective, optimizer: optax.GradientTransformation, mode: str, names: PyTree
+    ):
         self._objective = objective
+        if isinstance(optimizer, Groups):
+            optimizer = optimizer.named(names)
         self._optimizer = optax.with_extra_args_support(optimizer)
         self._value_and_gradient = value_and_gradient(objective, mode)
 
@@ -78,13 +89,22 @@ class OptaxStepper:
     def coordinates(self, carry: PyTree) -> PyTree:
         return carry[0]
 
+    def result(self, carry: PyTree) -> PyTree:
+        coordinates, state = carry
+        if not _line_searches(state):
+            return evaluation_params(state, coordinates)
+        shown = _real(coordinates)
+        result = evaluation_params(state, shown)
+        return coordinates if result is shown else _unreal(result, coordinates)
+
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
         # What a line search has stored belongs to another point: infinity marks it as unknown.
         forget = lambda x: x._replace(value=jnp.full_like(x.value, jnp.inf)) if _is_search(x) else x
         return coordinates, jax.tree.map(forget, carry[1], is_leaf=_is_search)
 
     def _evaluate(self, coordinates: PyTree, searches: list) -> tuple[tuple[Array, Any], PyTree]:
-        stored = [search for search in searches if search.grad is not None]
+        structure = jax.tree.structure(coordinates)  # a search in a parameter group knows a part alone
+        stored = [search for search in searches if jax.tree.structure(search.grad) == structure]
         if not stored:
             return self._value_and_gradient(coordinates)
         dtype = jax.eval_shape(self._objective, coordinates)[0].dtype
