@@ -65,6 +65,36 @@ class RecordParameters(Callback):
         return {"parameters": info.params}
 
 
+class RecordLearningRate(Callback):
+    """Record the learning rate of each update as `history["learning_rate"]`, at every `every`-th step.
+
+    For optimizers whose state holds it: those of `fitopt.optimizers`, and of `optax.inject_hyperparams`.
+    Parameter groups give a dict by pattern.
+
+    **Raises:** `ValueError` when the fit starts, if the optimizer's state holds no learning rate.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers, schedules
+    >>> optimizer = optimizers.sgd(schedules.exponential(0.5, gamma=0.1))
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizer, RecordLearningRate())
+    >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=3)
+    >>> history["learning_rate"].round(4)
+    array([0.5  , 0.05 , 0.005], dtype=float32)
+    """
+
+    every: int
+
+    def __init__(self, every: int = 1):
+        self.every = _check_every("RecordLearningRate", every)
+
+    def record(self, info: StepInfo) -> dict[str, PyTree]:
+        if info.learning_rate is None:
+            raise ValueError(
+                "RecordLearningRate: the state of this optimizer holds no learning rate; use one of "
+                "fitopt.optimizers, or optax.inject_hyperparams"
+            )
+        return {"learning_rate": info.learning_rate}
+
+
 class Best(NamedTuple):
     """The least loss so far, and the free values at which it was taken."""
 

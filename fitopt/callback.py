@@ -22,8 +22,9 @@ class StepInfo(NamedTuple):
     """One step, at the point where its loss was taken.
 
     `params` are the free values in the structure of the state, as plain arrays (None elsewhere);
-    `grads` has the same structure and holds the gradients in coordinates. `loss` is NaN at the step
-    that ends a fit because its loss or its update was not finite.
+    `grads` has the same structure and holds the gradients in coordinates. `learning_rate` is that of
+    the step's update, where the optimizer's state holds one (a dict by pattern for parameter groups),
+    else None. `loss` is NaN at the step that ends a fit because its loss or its update was not finite.
     """
 
     step: Int[Array, ""]
@@ -31,6 +32,7 @@ class StepInfo(NamedTuple):
     aux: PyTree
     params: PyTree
     grads: PyTree
+    learning_rate: PyTree = None
 
 
 class Callback(eqx.Module):

@@ -83,7 +83,7 @@ def learning_rate(state: PyTree) -> Any:
     """
     for node in jax.tree.leaves(state, is_leaf=_holds_rate):
         if isinstance(node, PartitionState):
-            return {k: learning_rate(x) for k, x in node.inner_states.items() if _has_rate(x)}
+            return {k: learning_rate(x) for k, x in node.inner_states.items() if has_rate(x)}
         if _holds_rate(node):
             return node.hyperparams["learning_rate"]
     raise ValueError("this optimizer state holds no learning rate; those of fitopt.optimizers do")
@@ -128,7 +128,7 @@ def _holds_rate(x: Any) -> bool:
     return isinstance(x, PartitionState) or "learning_rate" in getattr(x, "hyperparams", ())
 
 
-def _has_rate(state: PyTree) -> bool:
+def has_rate(state: PyTree) -> bool:
     return any(_holds_rate(x) for x in jax.tree.leaves(state, is_leaf=_holds_rate))
 
 

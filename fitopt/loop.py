@@ -88,24 +88,29 @@ class Loop:
 
         return objective
 
-    def _blank_info(self, coordinates: PyTree, start: Sequence[Array], fixed: Sequence[Any]) -> StepInfo:
-        """A StepInfo in the shapes of those to come."""
+    def _blank_info(
+        self, stepper: Stepper, method: PyTree, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> StepInfo:
+        """A StepInfo in the shapes of those to come; `method` is the stepper's carry."""
+        coordinates = stepper.coordinates(method)
         shapes = jax.eval_shape(self._objective(start, fixed), coordinates)
         loss, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         params = self.layout.free_tree(self.values(coordinates, start))
         grads = jax.tree.map(jnp.zeros_like, coordinates)
-        return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads)
+        rate = stepper.learning_rate(method)
+        return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate)
 
     def start(self, values: Sequence[Array], fixed: Sequence[Any]) -> tuple[Carry, list[Array]]:
         """The carry before the first step, and which of the values are inside their bounds."""
         # The carry is donated to the first stretch: it must not share memory with the user's arrays.
         coordinates = self.coordinates([jnp.copy(value) for value in values])
-        callbacks = self.problem.callbacks
+        stepper = self.stepper(values, fixed)
+        method = stepper.init(coordinates)
         carries: tuple[PyTree, ...] = ()
-        if callbacks:
-            info = self._blank_info(coordinates, values, fixed)
-            carries = tuple(callback.init(info) for callback in callbacks)
-        carry = Carry(self.stepper(values, fixed).init(coordinates), carries)
+        if self.problem.callbacks:
+            info = self._blank_info(stepper, method, values, fixed)
+            carries = tuple(callback.init(info) for callback in self.problem.callbacks)
+        carry = Carry(method, carries)
         return jax.tree.map(strongly_typed, carry), self.inside(values)
 
     def inside(self, values: Sequence[Array]) -> list[Array]:
@@ -125,7 +130,8 @@ class Loop:
         # at once, which costs more than the kernels do.
         loss = jnp.where(finite, info.loss, jnp.nan)
         params = self.layout.free_tree(self.values(info.params, start))
-        told = info._replace(step=step, loss=loss, params=params)
+        rate = stepper.learning_rate(method)
+        told = info._replace(step=step, loss=loss, params=params, learning_rate=rate)
         carries, code = [], jnp.full((), RUNNING, jnp.int32)
         for number, callback in reversed([*enumerate(self.problem.callbacks)]):
             before = carry.callbacks[number]
@@ -146,7 +152,7 @@ class Loop:
     ) -> Stretch:
         """At most `limit` steps, of which the first is step number `first` of the fit."""
         stepper = self.stepper(start, fixed)
-        blank = self._blank_info(stepper.coordinates(carry.stepper), start, fixed)
+        blank = self._blank_info(stepper, carry.stepper, start, fixed)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
         check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])

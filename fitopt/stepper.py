@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .callback import StepInfo
+from .composition import has_rate, learning_rate
 from .differentiation import value_and_gradient
 from .groups import Groups
 from .lookahead import evaluation_params
@@ -32,6 +33,10 @@ class Stepper(Protocol):
 
     def coordinates(self, carry: PyTree) -> PyTree:
         """Where the carry stands."""
+        ...
+
+    def learning_rate(self, carry: PyTree) -> PyTree:
+        """The learning rate of the last update, where there is such a thing and it is known."""
         ...
 
     def result(self, carry: PyTree) -> PyTree:
@@ -88,6 +93,9 @@ class OptaxStepper:
 
     def coordinates(self, carry: PyTree) -> PyTree:
         return carry[0]
+
+    def learning_rate(self, carry: PyTree) -> PyTree:
+        return learning_rate(carry[1]) if has_rate(carry[1]) else None
 
     def result(self, carry: PyTree) -> PyTree:
         coordinates, state = carry

@@ -8,13 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from fitopt import OptaxOptimizer, Parameter
+from fitopt import OptaxOptimizer, Parameter, optimizers
 from fitopt.callbacks import (
     EarlyStopping,
     KeepBest,
     PrintLoss,
     ProgressBar,
     Record,
+    RecordLearningRate,
     RecordParameters,
     StopOnLoss,
 )
@@ -145,6 +146,27 @@ def test_a_progress_bar_is_closed_after_an_error(parabola):
     with pytest.raises(RuntimeError, match="mine"):
         optimizer.run(parabola, 5)
     assert stream.getvalue().endswith("\n")
+
+
+def test_the_learning_rate_of_each_update_is_recorded(parabola):
+    schedule = optax.linear_schedule(0.2, 0.0, 4)
+    for optimizer in (optimizers.sgd(schedule), optax.inject_hyperparams(optax.sgd)(schedule)):
+        _, history = OptaxOptimizer(quadratic, optimizer, RecordLearningRate(every=2)).run(parabola, 5)
+        np.testing.assert_allclose(history["learning_rate"], [0.2, 0.1, 0.0], rtol=1e-6)
+
+
+def test_the_learning_rates_of_groups_are_recorded_by_pattern():
+    state = {"a": Parameter("a", 1.0), "b": Parameter("b", 1.0)}
+    groups = optimizers.groups({"a": optimizers.adam(0.1), "b": optimizers.sgd(0.2)})
+    fit = OptaxOptimizer(lambda s: s["a"] ** 2 + s["b"] ** 2, groups, RecordLearningRate())
+    _, history = fit.run(state, 2)
+    np.testing.assert_allclose(history["learning_rate"]["a"], [0.1, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(history["learning_rate"]["b"], [0.2, 0.2], rtol=1e-6)
+
+
+def test_a_learning_rate_that_is_not_known_cannot_be_recorded(parabola):
+    with pytest.raises(ValueError, match="RecordLearningRate.*holds no learning rate"):
+        OptaxOptimizer(quadratic, optax.sgd(0.1), RecordLearningRate()).run(parabola, 2)
 
 
 @pytest.mark.parametrize(
