@@ -273,7 +273,7 @@ class Parameter(eqx.Module):
     @property
     def shape(self) -> tuple[int, ...]:
         """The value's shape."""
-        return self.value.shape
+        return np.shape(self.value)
 
     @property
     def dtype(self) -> np.dtype:
@@ -283,12 +283,12 @@ class Parameter(eqx.Module):
     @property
     def ndim(self) -> int:
         """The value's number of axes."""
-        return self.value.ndim
+        return np.ndim(self.value)
 
     @property
     def size(self) -> int:
         """The value's number of entries."""
-        return self.value.size
+        return np.size(self.value)
 
     @property
     def T(self) -> Array:

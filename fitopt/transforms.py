@@ -274,14 +274,14 @@ def _logistic(x: Array, half: np.ndarray) -> Array:
     """The logistic function times `2 * half`, for x that is not positive."""
     # In two equal factors: by itself the function underflows long before its product with a width.
     root = jnp.exp(x / 2)
-    return (root * half) * (2 * root / (1 + root * root))
+    return (root * half) * (2 * root * (1 / (1 + root * root)))
 
 
 @_logistic.defjvp
 def _logistic_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     # Derived from the terms above, it would add up parts that are larger than their sum and overflow.
-    y = _logistic(*primals)
-    return y, tangents[0] * (y * jax.nn.sigmoid(-primals[0]))
+    y, root = _logistic(*primals), jnp.exp(primals[0] / 2)
+    return y, tangents[0] * (y * (1 / (1 + root * root)))
 
 
 def _inside(distance: Array, unit: np.ndarray) -> Array:

@@ -302,6 +302,16 @@ def test_a_value_on_a_bound_gets_the_coordinate_of_one_just_inside(dtype, interv
     assert moved == pytest.approx(inside, abs=2e-3 * abs(inside - value) + 1e-6)
 
 
+@pytest.mark.parametrize("kind", ["lower", "upper", "both, near lower", "both, near upper"])
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+@pytest.mark.parametrize("distance", [1e-30, 1.0, 1e30])
+def test_values_far_from_the_scale_have_finite_coordinates(kind, scale, distance):
+    interval, sign, width = INTERVALS[kind]
+    interval = dataclasses.replace(interval, scale=scale)
+    value = jnp.asarray([sign * min(distance, 0.999 * width)], jnp.float32)
+    assert np.isfinite(compiled(interval, "inverse")(value)).all()
+
+
 def test_a_nan_stays_a_nan():
     for interval in (Interval(0.0), Interval(upper=1.0), Interval(0.0, 1.0)):
         assert jnp.isnan(interval.inverse(jnp.array(jnp.nan)))
@@ -432,6 +442,11 @@ def test_transforms_of_whole_vectors_say_so(transform):
     assert Chain(Exp(), Affine()).elementwise
 
 
+def test_a_vector_with_equal_entries_has_no_coordinates_as_an_ordered_one():
+    assert jnp.isnan(Ordered().inverse(jnp.array([1.0, 1.0]))[1])
+    assert jnp.isnan(Ordered().inverse(jnp.array([1.0, 0.0]))[1])
+
+
 # Bounds on top of a transform.
 
 
@@ -490,6 +505,14 @@ def test_a_value_on_a_bound_of_a_transform_gets_the_coordinate_of_one_just_insid
             assert 5 < abs(float(coordinate)) < 8
             moved = float(transform.forward(coordinate))
             assert moved != value and moved == pytest.approx(value, rel=1e-2)
+
+
+def test_rounding_does_not_decide_what_is_on_a_bound_of_a_transform():
+    # Compiled as one program, these two round otherwise than one after the other.
+    bounds = np.random.default_rng(0).uniform(0.2, 1.5, 500)
+    transform = Bounded(Chain(Affine(0.1, 0.3), Affine(0.7, -1.3)), bounds)
+    coordinates = compiled(transform, "inverse")(jnp.asarray(bounds, jnp.float32))
+    np.testing.assert_allclose(coordinates, -np.log(np.expm1(1e-3)), rtol=1e-3)
 
 
 def test_a_bounded_transform_works_under_transformations():
