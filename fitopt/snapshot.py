@@ -4,10 +4,12 @@ The loop's carry is donated from stretch to stretch, so to go back one must have
 that a program returns costs a microsecond, whatever its size; so the small ones leave together.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree, PyTreeDef
+from jaxtyping import Array, PyTree
 
 _SMALL = 64  # entries
 
@@ -17,7 +19,7 @@ class Snapshot(eqx.Module):
 
     joined: dict[str, Array]
     others: list[Array]
-    structure: PyTreeDef = eqx.field(static=True)
+    structure: Any = eqx.field(static=True)
     shapes: tuple[tuple[tuple[int, ...], str | None], ...] = eqx.field(static=True)
 
 
