@@ -21,6 +21,7 @@ from .parameter import Parameter, check_value
 from .partition import Flat, Layout, combine, flatten, is_parameter
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
+_SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
 
 
 class Saved(NamedTuple):
@@ -62,7 +63,8 @@ class Run:
         self.fixed_state = self.layout.fixed_state(self.fixed)
         self.last: dict[str, PyTree] = {}
         self.saved: snapshot.Snapshot | None = None
-        self.ahead: Stretch | None = None  # the evaluation after the last step, begun early
+        self.early: Stretch | None = None  # the next stretch, if it has begun
+        self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
         self.may_run_ahead = len(callbacks) == len(self.traced) and not programs.finishes
 
     def __call__(self) -> tuple[PyTree, History]:
@@ -89,15 +91,19 @@ class Run:
             while stretch is not None:
                 since = time.perf_counter()
                 steps, stopper = self.collect(stretch, limit)
-                pace = self.pace(limit, steps, time.perf_counter() - since)
+                if self.early is None:
+                    self.note_pace(limit, steps, time.perf_counter() - since)
+                self.early, limit = None, self.next_limit(limit)
+                if stopper is None and limit and limit * self.seconds_a_step < _SHORT_SECONDS:
+                    self.early = self.dispatch(limit)
                 if self.reason is None:
                     self.call(hosts, stopper, interruption)
                 if self.reason is None and interruption.requested:
                     self.reason = f"interrupted (Ctrl-C) after step {self.done - 1}"
                 if self.reason is not None or self.done == self.max_steps:
                     break
-                limit = min(pace, self.until_due())
-                stretch = self.dispatch(limit)
+                stretch = self.early or self.dispatch(limit)
+            self.take_back()
             self.finish(began)
         return self.result, self.history
 
@@ -169,12 +175,23 @@ class Run:
         pace = self.programs.pace.get(self.shapes)
         return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
 
-    def pace(self, limit: int, steps: int, seconds: float) -> int:
-        """How many steps the next stretch should have, given what the last one took."""
-        pace = seconds / max(steps, 1)
+    def note_pace(self, limit: int, steps: int, seconds: float) -> None:
+        self.seconds_a_step = seconds / max(steps, 1)
         if steps > limit // 2:
-            self.programs.pace[self.shapes] = pace
-        return max(1, min(int(_STRETCH_SECONDS / pace), 32 * limit, MOST_STEPS))
+            self.programs.pace[self.shapes] = self.seconds_a_step
+
+    def next_limit(self, limit: int) -> int:
+        """How many steps the next stretch should have; 0 when there are none to make."""
+        if self.reason is not None:
+            return 0
+        timely = max(1, min(int(_STRETCH_SECONDS / self.seconds_a_step), 32 * limit, MOST_STEPS))
+        return min(timely, self.until_due())
+
+    def take_back(self) -> None:
+        """Undo a stretch that was begun too early."""
+        if self.early is not None:
+            assert self.saved is not None
+            self.carry, self.early = self.programs.restore(self.saved), None
 
     def until_due(self) -> int:
         """How many steps until a host callback is due, or until the last step."""
@@ -234,6 +251,7 @@ class Run:
             return
         if layout != self.layout:  # an int or a string has changed: that is another program
             self.layout, self.programs = layout, self.programs_for(layout)
+        self.take_back()
         self.carry, self.saved, inside = self.programs.move(
             self.carry, self.values, values, self.start, arrays
         )
