@@ -16,5 +16,6 @@ from .parameter import Parameter as Parameter
 from .partition import combine as combine
 from .partition import partition as partition
 from .partition import values as values
+from .stateful import Optimizer as Optimizer
 
 __version__ = version("fitopt")
