@@ -4,16 +4,18 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from fitopt.callback import Callback, StepInfo
 
 from .recording import Best, KeepBest
 
+_MOST_PATIENCE = 2**24  # float32 counts no further
+
 
 class _Patience(NamedTuple):
-    least: Array  # the loss to improve on
-    waited: Array  # steps since it did
+    # The loss to improve on, and the steps since it did: one array, since each costs the loop a kernel.
+    progress: Float[Array, "2"]
     best: Best | None
 
 
@@ -38,8 +40,11 @@ class EarlyStopping(Callback):
     restore_best: bool
 
     def __init__(self, patience: int, min_delta: float = 0.0, restore_best: bool = False):
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"EarlyStopping: patience must be a positive integer, got {patience!r}")
+        whole = isinstance(patience, int) and not isinstance(patience, bool)
+        if not whole or not 1 <= patience <= _MOST_PATIENCE:
+            raise ValueError(
+                f"EarlyStopping: patience must be from 1 to {_MOST_PATIENCE} steps, got {patience!r}"
+            )
         if not (min_delta >= 0 and math.isfinite(min_delta)):
             raise ValueError(f"EarlyStopping: min_delta must be at least 0, got {min_delta!r}")
         self.patience = patience
@@ -48,16 +53,18 @@ class EarlyStopping(Callback):
 
     def init(self, info: StepInfo) -> _Patience:
         best = KeepBest().init(info) if self.restore_best else None
-        return _Patience(jnp.full_like(info.loss, jnp.inf), jnp.zeros((), jnp.int32), best)
+        dtype = jnp.promote_types(info.loss.dtype, jnp.float32)
+        return _Patience(jnp.array([jnp.inf, 0.0], dtype), best)
 
     def update(self, info: StepInfo, carry: _Patience) -> tuple[_Patience, Array]:
-        better = info.loss < carry.least - self.min_delta
-        least = jnp.where(better, info.loss, carry.least)
-        waited = jnp.where(better, 0, carry.waited + 1)
+        least, waited = carry.progress[0], carry.progress[1]
+        loss = info.loss.astype(least.dtype)
+        improved = jnp.stack([loss, jnp.zeros_like(waited)])
+        progress = jnp.where(loss < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
         best = carry.best
         if best is not None:
             best, _ = KeepBest().update(info, best)
-        return _Patience(least, waited, best), waited >= self.patience
+        return _Patience(progress, best), progress[1] >= self.patience
 
     def result(self, carry: _Patience) -> tuple[PyTree, Array] | None:
         return None if carry.best is None else (carry.best.params, carry.best.loss)
