@@ -35,6 +35,15 @@ class Saved(NamedTuple):
     steps: int
 
 
+class Host(NamedTuple):
+    """A host callback in a fit: its place in the user's list, its rhythm, and what to call."""
+
+    place: int
+    callback: Any
+    every: int | None
+    function: HostFunction
+
+
 class Run:
     """One fit. `callbacks` are all callbacks in the user's order; `programs` know the traced ones."""
 
@@ -54,6 +63,8 @@ class Run:
         self.state = state
         self.max_steps = max_steps
         self.history = History()
+        visits = [cadence(c) for c in callbacks if not isinstance(c, Callback)]
+        self.rhythms = {every for every in visits if every is not None}
         self.series: dict[str, Series] = {"loss": Series(max_steps)}
         self.done = 0
         self.reason: str | None = None
@@ -65,7 +76,7 @@ class Run:
         self.saved: snapshot.Snapshot | None = None
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
-        self.may_run_ahead = len(callbacks) == len(self.traced) and not programs.finishes
+        self.may_run_ahead = not visits and not programs.finishes
 
     def __call__(self) -> tuple[PyTree, History]:
         with interruptible() as interruption:
@@ -84,7 +95,7 @@ class Run:
         fit = Fit(self.max_steps, self.history)
         with contextlib.ExitStack() as stack:
             hosts = [
-                (place, callback, stack.enter_context(open_host(callback, fit)))
+                Host(place, callback, cadence(callback), stack.enter_context(open_host(callback, fit)))
                 for place, callback in enumerate(self.callbacks)
                 if not isinstance(callback, Callback)
             ]
@@ -116,7 +127,7 @@ class Run:
         ahead = None
         if self.done + limit == self.max_steps and self.may_run_ahead:
             ahead = self.dispatch(1, self.max_steps)
-        steps, code = (int(x) for x in np.asarray(stretch.status))
+        steps, code = np.asarray(stretch.status).tolist()
         steps -= code == NOT_FINITE
         losses = np.asarray(stretch.losses)
         if self.done == 0:
@@ -138,9 +149,8 @@ class Run:
     def dispatch(self, limit: int, first: int | None = None) -> Stretch:
         """Start a stretch from the carry, which is gone after that; does not wait for it."""
         first = self.done if first is None else first
-        return self.programs.advance(
-            self.carry, self.start, self.fixed, np.int32(first), np.int32(limit)
-        )
+        span = np.array([first, limit], np.int32)
+        return self.programs.advance(self.carry, self.start, self.fixed, span)
 
     def here(self, steps: int) -> Saved:
         return Saved(self.saved, self.programs, self.start, self.fixed, self.done, steps)
@@ -151,9 +161,8 @@ class Run:
             carry, _ = saved.programs.start(saved.start, saved.fixed)
         else:
             carry = saved.programs.restore(saved.carry)
-        return saved.programs.advance(
-            carry, saved.start, saved.fixed, np.int32(saved.first), np.int32(steps)
-        )
+        span = np.array([saved.first, steps], np.int32)
+        return saved.programs.advance(carry, saved.start, saved.fixed, span)
 
     def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
         self.series["loss"].extend(losses, steps)
@@ -196,17 +205,15 @@ class Run:
     def until_due(self) -> int:
         """How many steps until a host callback is due, or until the last step."""
         steps = self.max_steps - self.done
-        for callback in self.callbacks:
-            every = None if isinstance(callback, Callback) else cadence(callback)
-            if every is not None:
-                steps = min(steps, -self.done % every + 1)
+        for every in self.rhythms:
+            steps = min(steps, -self.done % every + 1)
         return steps
 
     # Host callbacks.
 
     def call(
         self,
-        hosts: list[tuple[int, Any, HostFunction]],
+        hosts: list[Host],
         stopper: int | None,
         interruption: Interruption,
     ) -> None:
@@ -217,11 +224,11 @@ class Run:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
             stops[place] = f"{callback.why()} (at step {step})"
-        due = [host for host in hosts if (every := cadence(host[1])) is None or step % every == 0]
+        due = [host for host in hosts if host.every is None or step % host.every == 0]
         if due:
             free, fixed = self.layout.free_state(self.values), self.fixed_state
             loss = self.history["loss"][-1]
-        for place, callback, function in due:
+        for place, callback, _, function in due:
             arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
             interruption.at_once = True
             try:

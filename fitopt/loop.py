@@ -147,10 +147,10 @@ class Loop:
         carry: Carry,
         start: Sequence[Array],
         fixed: Sequence[Any],
-        first: Array,
-        limit: Array,
+        span: Array,
     ) -> Stretch:
-        """At most `limit` steps, of which the first is step number `first` of the fit."""
+        """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
+        first, limit = span
         stepper = self.stepper(start, fixed)
         blank = self._blank_info(stepper, carry.stepper, start, fixed)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
