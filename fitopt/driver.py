@@ -17,8 +17,9 @@ from .edits import interpret, merge_edit
 from .history import History, Series
 from .interruption import Interruption, interruptible
 from .loop import FIRST_CALLBACK, MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
-from .parameter import Parameter, check_value
+from .parameter import Parameter
 from .partition import Flat, Layout, combine, flatten, is_parameter
+from .spec import check_value
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 _SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
@@ -136,7 +137,7 @@ class Run:
         saved = self.here(steps)
         self.done += steps
         if code == NOT_FINITE:
-            self.not_finite(saved, losses[steps])
+            self.not_finite(saved, float(losses[steps]))
             return steps, None
         self.saved, self.values, self.last = stretch.saved, stretch.values, stretch.last
         self.before = saved
@@ -279,7 +280,7 @@ class Run:
             except ValueError as error:
                 raise ValueError(prefix + str(error)) from None
 
-    def not_finite(self, saved: Saved, loss: np.floating) -> None:
+    def not_finite(self, saved: Saved, loss: float) -> None:
         """End the fit at the last good point; the step after `saved.steps` good ones went wrong."""
         step = saved.first + saved.steps
         if step == 0:
@@ -302,7 +303,7 @@ class Run:
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
 
-    def bad_start(self, loss: np.floating) -> str:
+    def bad_start(self, loss: float) -> str:
         parameters = jax.tree.leaves(self.state, is_leaf=is_parameter)
         named = ", ".join(
             f"{leaf.name}={np.asarray(leaf.value)}"
@@ -356,7 +357,7 @@ class Run:
         loss = np.asarray(stretch.losses)[0]
         if np.isfinite(loss):
             return values, float(loss), stretch.carry.callbacks
-        self.not_finite(saved, loss)
+        self.not_finite(saved, float(loss))
         return self.probe()
 
 

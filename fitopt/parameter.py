@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,76 +13,10 @@ import numpy as np
 import wadler_lindig
 from jax.core import Tracer
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
-from .transforms import Affine, Bounded, Chain, Constant, Identity, Interval, Transform, real_dtype
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """All that a Parameter is besides its value: static, and hashable by content."""
-
-    name: str
-    free: bool
-    lower: Constant | None
-    upper: Constant | None
-    scale: Constant | None
-    mask: Constant | None
-    transform: Transform | None
-
-    @functools.cached_property
-    def _hash(self) -> int:
-        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __reduce__(self) -> tuple:  # without what is cached: hashes differ from process to process
-        return Spec, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
-
-    @functools.cached_property
-    def bijection(self) -> Transform:
-        """Scale, transform and bounds as one: `scale * transform(...)`, kept within the bounds."""
-        lower = -np.inf if self.lower is None else self.lower.array
-        upper = np.inf if self.upper is None else self.upper.array
-        scale = None if self.scale is None else self.scale.array
-        if self.transform is None and self.is_bounded:
-            return Interval(lower, upper, scale)
-        parts = [] if scale is None else [Affine(scale=scale)]
-        parts += [] if self.transform is None else [self.transform]
-        unbounded = parts[0] if len(parts) == 1 else Chain(*parts) if parts else Identity()
-        return Bounded(unbounded, lower, upper) if self.is_bounded else unbounded
-
-    def to_coordinate(self, value: Array) -> Array:
-        """The unconstrained number that the optimizer moves; zero where the mask fixes an entry."""
-        if self.mask is None:
-            return self.bijection.inverse(value)
-        mask = self.mask.array
-        # Fixed entries may lie outside the bounds: something harmless goes through in their place.
-        inside = jax.lax.stop_gradient(self.bijection.forward(jnp.zeros_like(value)))
-        return jnp.where(mask, self.bijection.inverse(jnp.where(mask, value, inside)), 0)
-
-    def to_value(self, coordinate: Array, start: Array) -> Array:
-        """The value at a coordinate; `start` gives the entries that the mask fixes."""
-        value = self.bijection.forward(coordinate)
-        return value if self.mask is None else jnp.where(self.mask.array, value, start)
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether there are bounds."""
-        return self.lower is not None or self.upper is not None
-
-    def is_inside(self, value: Array) -> Bool[Array, ""]:
-        """Whether every fitted entry is finite and within its bounds."""
-        inside = jnp.isfinite(value)
-        if self.lower is not None:
-            inside &= value >= self.lower.astype(value.dtype)
-        if self.upper is not None:
-            inside &= value <= self.upper.astype(value.dtype)
-        if self.mask is not None:
-            inside |= ~self.mask.array
-        return jnp.all(inside)
-
+from .spec import Spec, check_range, check_spec, check_value, constant, mask_of, plain, text
+from .transforms import Transform
 
 # Lists are for JAX to refuse: with NotImplemented, p == [1, 2] would be False.
 _OPERANDS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple)
@@ -169,17 +102,17 @@ class Parameter(eqx.Module):
         self._spec = Spec(
             name,
             bool(free),
-            _constant(name, "lower", lower, shape),
-            _constant(name, "upper", upper, shape),
-            _constant(name, "scale", scale, shape),
-            _mask(name, mask, shape),
+            constant(name, "lower", lower, shape),
+            constant(name, "upper", upper, shape),
+            constant(name, "scale", scale, shape),
+            mask_of(name, mask, shape),
             transform,
         )
-        _check_spec(self._spec, self.value.dtype)
+        check_spec(self._spec, self.value.dtype)
         if not isinstance(self.value, Tracer):
             check_value(self._spec, self.value)
             if transform is not None:
-                _check_range(self._spec, self.value)
+                check_range(self._spec, self.value)
 
     @property
     def name(self) -> str:
@@ -194,22 +127,22 @@ class Parameter(eqx.Module):
     @property
     def lower(self) -> Any:
         """The lower bound: a number, an array, or None."""
-        return _plain(self._spec.lower)
+        return plain(self._spec.lower)
 
     @property
     def upper(self) -> Any:
         """The upper bound: a number, an array, or None."""
-        return _plain(self._spec.upper)
+        return plain(self._spec.upper)
 
     @property
     def scale(self) -> Any:
         """The typical size of a change of the value: a number, an array, or None."""
-        return _plain(self._spec.scale)
+        return plain(self._spec.scale)
 
     @property
     def mask(self) -> Any:
         """Where entries are fitted: booleans in the shape of the value, or None."""
-        return _plain(self._spec.mask)
+        return plain(self._spec.mask)
 
     @property
     def transform(self) -> Transform | None:
@@ -256,11 +189,11 @@ class Parameter(eqx.Module):
         return with_value(dataclasses.replace(self._spec, free=True), self.value)
 
     def __repr__(self) -> str:
-        parts = [repr(self.name), _text(self.value)]
+        parts = [repr(self.name), text(self.value)]
         parts += ["free=False"] if not self.free else []
         for label in ("lower", "upper", "scale", "mask"):
             constant = getattr(self._spec, label)
-            parts += [] if constant is None else [f"{label}={_text(constant.array)}"]
+            parts += [] if constant is None else [f"{label}={text(constant.array)}"]
         parts += [] if self.transform is None else [f"transform={self.transform!r}"]
         return f"Parameter({', '.join(parts)})"
 
@@ -397,37 +330,6 @@ def with_value(spec: Spec, value: Any) -> Parameter:
     return parameter
 
 
-def check_value(spec: Spec, value: ArrayLike) -> None:
-    """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
-    entries = np.asarray(value)
-    fitted = np.ones((), bool) if spec.mask is None else spec.mask.array
-    bad = fitted & ~np.isfinite(entries)
-    if bad.any():
-        raise ValueError(
-            f"Parameter {spec.name!r}: the value must be finite in {entries.dtype}, "
-            f"got {_first(entries, bad)}"
-        )
-    for label, bound, outside in (
-        ("lower", spec.lower, np.less),
-        ("upper", spec.upper, np.greater),
-    ):
-        if bound is None:
-            continue
-        bad = fitted & outside(entries, bound.astype(entries.dtype))
-        if bad.any():
-            limit = np.broadcast_to(bound.array, entries.shape)[bad][0]
-            raise ValueError(
-                f"Parameter {spec.name!r}: the value {_first(entries, bad)} lies outside "
-                f"its bound {label}={limit}"
-            )
-
-
-def _first(entries: np.ndarray, bad: np.ndarray) -> str:
-    """The first bad entry and where it is."""
-    where = np.argwhere(np.broadcast_to(bad, entries.shape))[0].tolist()
-    return f"{entries[tuple(where)]}" + (f" at index {where}" if where else "")
-
-
 def _as_inexact(name: str, value: Any) -> Array:
     """The value as an array of floats or complex numbers that shares no memory with the user's."""
     value = _plain_value(value)
@@ -451,135 +353,3 @@ def _as_inexact(name: str, value: Any) -> Array:
         inexact = jnp.issubdtype(array.dtype, jnp.inexact)
         # With astype, a Python number's weak type becomes a dtype of its own.
         return array.astype(array.dtype if inexact else jnp.result_type(float))
-
-
-def _as_numpy(name: str, label: str, given: Any) -> np.ndarray:
-    try:
-        return np.asarray(given)
-    except jax.errors.TracerArrayConversionError:
-        raise TypeError(
-            f"Parameter {name!r}: {label} is static, so it cannot depend on what is being traced, "
-            f"got {given!r}"
-        ) from None
-    except (TypeError, ValueError):
-        return np.asarray(None)  # of no numerical dtype
-
-
-def _constant(name: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
-    if given is None:
-        return None
-    array = _as_numpy(name, label, given)
-    if not (jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
-        raise TypeError(f"Parameter {name!r}: {label} must be a real number or array, got {given!r}")
-    if np.isnan(array).any():
-        raise ValueError(f"Parameter {name!r}: {label} must not be NaN, got {_text(array)}")
-    _check_shape(name, label, array.shape, shape)
-    return Constant(array)
-
-
-def _mask(name: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
-    if given is None:
-        return None
-    array = _as_numpy(name, "mask", given)
-    if array.dtype != bool:
-        raise TypeError(f"Parameter {name!r}: mask must be booleans, got {given!r}")
-    _check_shape(name, "mask", array.shape, shape)
-    if not array.any():
-        raise ValueError(f"Parameter {name!r}: mask fits no entry; use free=False to fix them all")
-    return Constant(np.broadcast_to(array, shape))
-
-
-def _check_shape(name: str, label: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    try:
-        fits = np.broadcast_shapes(given, shape) == shape
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"Parameter {name!r}: {label} has shape {given}, "
-            f"which does not broadcast to the value's shape {shape}"
-        )
-
-
-def _check_spec(spec: Spec, dtype: np.dtype) -> None:
-    """Raise if the parts of a spec are not what they should be, or do not fit together."""
-    who, real = f"Parameter {spec.name!r}", real_dtype(dtype)
-    if spec.scale is not None:
-        scale = spec.scale.astype(real)
-        if not np.all((scale >= jnp.finfo(real).tiny) & np.isfinite(scale)):
-            raise ValueError(
-                f"{who}: scale must be positive and finite in {real}, got {_text(spec.scale.array)}"
-            )
-    if spec.is_bounded and real != dtype:
-        raise ValueError(f"{who}: a complex value has no order, so it cannot have bounds")
-    if spec.is_bounded:
-        lower = Constant(-np.inf) if spec.lower is None else spec.lower
-        upper = Constant(np.inf) if spec.upper is None else spec.upper
-        if not np.all(lower.astype(dtype) < upper.astype(dtype)):
-            raise ValueError(
-                f"{who}: lower must be less than upper in {dtype}, "
-                f"got lower={_text(lower.array)} and upper={_text(upper.array)}"
-            )
-    transform = spec.transform
-    if transform is None:
-        return
-    if not isinstance(transform, Transform):
-        raise TypeError(
-            f"{who}: transform must be an instance of fitopt.transforms.Transform, got {transform!r}"
-        )
-    try:
-        hash(transform)
-    except TypeError as error:
-        raise TypeError(
-            f"{who}: transform must be hashable, such as a frozen dataclass of numbers, "
-            f"got {transform!r}"
-        ) from error
-    if not transform.elementwise and (spec.is_bounded or spec.mask is not None):
-        raise ValueError(
-            f"{who}: {transform!r} does not act entry by entry, "
-            "so it cannot be combined with lower, upper or mask"
-        )
-
-
-def _check_range(spec: Spec, value: Array) -> None:
-    """Raise unless the transform can give the fitted entries of a value."""
-    entries, cause = np.asarray(value), None
-    compared = np.ones((), bool) if spec.mask is None else spec.mask.array
-    for bound in (spec.lower, spec.upper):  # what is on a bound is moved
-        compared = compared & (True if bound is None else entries != bound.astype(entries.dtype))
-    compared = np.broadcast_to(compared, entries.shape)
-    try:
-        with jax.ensure_compile_time_eval():
-            coordinate = spec.to_coordinate(value)
-            back = np.asarray(spec.to_value(coordinate, value))
-            reached = back.shape == entries.shape and bool(jnp.isfinite(coordinate).all())
-    except (TypeError, ValueError, IndexError) as error:
-        reached, cause = False, error
-    if reached:
-        back, entries = back[compared], entries[compared]
-        tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5 * np.max(np.abs(entries), initial=0)
-        reached = np.all(np.abs(back - entries) <= tolerance)
-    if not reached:
-        raise ValueError(
-            f"Parameter {spec.name!r}: the value {_text(value)} is not one "
-            f"that transform={spec.transform!r} can give"
-        ) from cause
-
-
-def _plain(constant: Constant | None) -> Any:
-    if constant is None:
-        return None
-    return constant.array.item() if constant.array.ndim == 0 else constant.array
-
-
-def _text(x: Any) -> str:
-    """A value or a piece of metadata on one line."""
-    if isinstance(x, Tracer) or not hasattr(x, "__array__"):
-        return str(x)
-    x = np.asarray(x)
-    if x.ndim == 0:
-        return str(x[()])
-    if x.size > 8:
-        return f"<{x.dtype}[{','.join(map(str, x.shape))}]>"
-    lines = np.array2string(x, separator=", ", formatter={"bool": str}).splitlines()
-    return " ".join(line.strip() for line in lines)

@@ -20,8 +20,9 @@ from jaxtyping import Array, Int, PyTree
 from .composition import InjectLearningRateState, learning_rate, set_learning_rate
 from .engine import check_optimizer
 from .groups import Groups
-from .parameter import Spec, check_value, with_value
+from .parameter import with_value
 from .partition import is_parameter
+from .spec import Spec, check_value
 from .stepper import _line_searches, _real, _unreal
 from .transforms import Identity
 

@@ -1,0 +1,243 @@
+"""`Spec`: all that a Parameter is besides its value, and the checks of what it is made from."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool
+
+from .transforms import Affine, Bounded, Chain, Constant, Identity, Interval, Transform, real_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """All that a Parameter is besides its value: static, and hashable by content."""
+
+    name: str
+    free: bool
+    lower: Constant | None
+    upper: Constant | None
+    scale: Constant | None
+    mask: Constant | None
+    transform: Transform | None
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, field.name) for field in dataclasses.fields(self)))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple:  # without what is cached: hashes differ from process to process
+        return Spec, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+    @functools.cached_property
+    def bijection(self) -> Transform:
+        """Scale, transform and bounds as one: `scale * transform(...)`, kept within the bounds."""
+        lower = -np.inf if self.lower is None else self.lower.array
+        upper = np.inf if self.upper is None else self.upper.array
+        scale = None if self.scale is None else self.scale.array
+        if self.transform is None and self.is_bounded:
+            return Interval(lower, upper, scale)
+        parts = [] if scale is None else [Affine(scale=scale)]
+        parts += [] if self.transform is None else [self.transform]
+        unbounded = parts[0] if len(parts) == 1 else Chain(*parts) if parts else Identity()
+        return Bounded(unbounded, lower, upper) if self.is_bounded else unbounded
+
+    def to_coordinate(self, value: Array) -> Array:
+        """The unconstrained number that the optimizer moves; zero where the mask fixes an entry."""
+        if self.mask is None:
+            return self.bijection.inverse(value)
+        mask = self.mask.array
+        # Fixed entries may lie outside the bounds: something harmless goes through in their place.
+        inside = jax.lax.stop_gradient(self.bijection.forward(jnp.zeros_like(value)))
+        return jnp.where(mask, self.bijection.inverse(jnp.where(mask, value, inside)), 0)
+
+    def to_value(self, coordinate: Array, start: Array) -> Array:
+        """The value at a coordinate; `start` gives the entries that the mask fixes."""
+        value = self.bijection.forward(coordinate)
+        return value if self.mask is None else jnp.where(self.mask.array, value, start)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there are bounds."""
+        return self.lower is not None or self.upper is not None
+
+    def is_inside(self, value: Array) -> Bool[Array, ""]:
+        """Whether every fitted entry is finite and within its bounds."""
+        inside = jnp.isfinite(value)
+        if self.lower is not None:
+            inside &= value >= self.lower.astype(value.dtype)
+        if self.upper is not None:
+            inside &= value <= self.upper.astype(value.dtype)
+        if self.mask is not None:
+            inside |= ~self.mask.array
+        return jnp.all(inside)
+
+
+def check_value(spec: Spec, value: ArrayLike) -> None:
+    """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
+    entries = np.asarray(value)
+    fitted = np.ones((), bool) if spec.mask is None else spec.mask.array
+    bad = fitted & ~np.isfinite(entries)
+    if bad.any():
+        raise ValueError(
+            f"Parameter {spec.name!r}: the value must be finite in {entries.dtype}, "
+            f"got {_first(entries, bad)}"
+        )
+    for label, bound, outside in (
+        ("lower", spec.lower, np.less),
+        ("upper", spec.upper, np.greater),
+    ):
+        if bound is None:
+            continue
+        bad = fitted & outside(entries, bound.astype(entries.dtype))
+        if bad.any():
+            limit = np.broadcast_to(bound.array, entries.shape)[bad][0]
+            raise ValueError(
+                f"Parameter {spec.name!r}: the value {_first(entries, bad)} lies outside "
+                f"its bound {label}={limit}"
+            )
+
+
+def _first(entries: np.ndarray, bad: np.ndarray) -> str:
+    """The first bad entry and where it is."""
+    where = np.argwhere(np.broadcast_to(bad, entries.shape))[0].tolist()
+    return f"{entries[tuple(where)]}" + (f" at index {where}" if where else "")
+
+
+def as_numpy(name: str, label: str, given: Any) -> np.ndarray:
+    try:
+        return np.asarray(given)
+    except jax.errors.TracerArrayConversionError:
+        raise TypeError(
+            f"Parameter {name!r}: {label} is static, so it cannot depend on what is being traced, "
+            f"got {given!r}"
+        ) from None
+    except (TypeError, ValueError):
+        return np.asarray(None)  # of no numerical dtype
+
+
+def constant(name: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+    if given is None:
+        return None
+    array = as_numpy(name, label, given)
+    if not (jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
+        raise TypeError(f"Parameter {name!r}: {label} must be a real number or array, got {given!r}")
+    if np.isnan(array).any():
+        raise ValueError(f"Parameter {name!r}: {label} must not be NaN, got {text(array)}")
+    check_shape(name, label, array.shape, shape)
+    return Constant(array)
+
+
+def mask_of(name: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+    if given is None:
+        return None
+    array = as_numpy(name, "mask", given)
+    if array.dtype != bool:
+        raise TypeError(f"Parameter {name!r}: mask must be booleans, got {given!r}")
+    check_shape(name, "mask", array.shape, shape)
+    if not array.any():
+        raise ValueError(f"Parameter {name!r}: mask fits no entry; use free=False to fix them all")
+    return Constant(np.broadcast_to(array, shape))
+
+
+def check_shape(name: str, label: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    try:
+        fits = np.broadcast_shapes(given, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"Parameter {name!r}: {label} has shape {given}, "
+            f"which does not broadcast to the value's shape {shape}"
+        )
+
+
+def check_spec(spec: Spec, dtype: np.dtype) -> None:
+    """Raise if the parts of a spec are not what they should be, or do not fit together."""
+    who, real = f"Parameter {spec.name!r}", real_dtype(dtype)
+    if spec.scale is not None:
+        scale = spec.scale.astype(real)
+        if not np.all((scale >= jnp.finfo(real).tiny) & np.isfinite(scale)):
+            raise ValueError(
+                f"{who}: scale must be positive and finite in {real}, got {text(spec.scale.array)}"
+            )
+    if spec.is_bounded and real != dtype:
+        raise ValueError(f"{who}: a complex value has no order, so it cannot have bounds")
+    if spec.is_bounded:
+        lower = Constant(-np.inf) if spec.lower is None else spec.lower
+        upper = Constant(np.inf) if spec.upper is None else spec.upper
+        if not np.all(lower.astype(dtype) < upper.astype(dtype)):
+            raise ValueError(
+                f"{who}: lower must be less than upper in {dtype}, "
+                f"got lower={text(lower.array)} and upper={text(upper.array)}"
+            )
+    transform = spec.transform
+    if transform is None:
+        return
+    if not isinstance(transform, Transform):
+        raise TypeError(
+            f"{who}: transform must be an instance of fitopt.transforms.Transform, got {transform!r}"
+        )
+    try:
+        hash(transform)
+    except TypeError as error:
+        raise TypeError(
+            f"{who}: transform must be hashable, such as a frozen dataclass of numbers, "
+            f"got {transform!r}"
+        ) from error
+    if not transform.elementwise and (spec.is_bounded or spec.mask is not None):
+        raise ValueError(
+            f"{who}: {transform!r} does not act entry by entry, "
+            "so it cannot be combined with lower, upper or mask"
+        )
+
+
+def check_range(spec: Spec, value: Array) -> None:
+    """Raise unless the transform can give the fitted entries of a value."""
+    entries, cause = np.asarray(value), None
+    compared = np.ones((), bool) if spec.mask is None else spec.mask.array
+    for bound in (spec.lower, spec.upper):  # what is on a bound is moved
+        compared = compared & (True if bound is None else entries != bound.astype(entries.dtype))
+    compared = np.broadcast_to(compared, entries.shape)
+    try:
+        with jax.ensure_compile_time_eval():
+            coordinate = spec.to_coordinate(value)
+            back = np.asarray(spec.to_value(coordinate, value))
+            reached = back.shape == entries.shape and bool(jnp.isfinite(coordinate).all())
+    except (TypeError, ValueError, IndexError) as error:
+        reached, cause = False, error
+    if reached:
+        back, entries = back[compared], entries[compared]
+        tolerance = float(jnp.finfo(value.dtype).eps) ** 0.5 * np.max(np.abs(entries), initial=0)
+        reached = np.all(np.abs(back - entries) <= tolerance)
+    if not reached:
+        raise ValueError(
+            f"Parameter {spec.name!r}: the value {text(value)} is not one "
+            f"that transform={spec.transform!r} can give"
+        ) from cause
+
+
+def plain(constant: Constant | None) -> Any:
+    if constant is None:
+        return None
+    return constant.array.item() if constant.array.ndim == 0 else constant.array
+
+
+def text(x: Any) -> str:
+    """A value or a piece of metadata on one line."""
+    if isinstance(x, Tracer) or not hasattr(x, "__array__"):
+        return str(x)
+    x = np.asarray(x)
+    if x.ndim == 0:
+        return str(x[()])
+    if x.size > 8:
+        return f"<{x.dtype}[{','.join(map(str, x.shape))}]>"
+    lines = np.array2string(x, separator=", ", formatter={"bool": str}).splitlines()
+    return " ".join(line.strip() for line in lines)
