@@ -14,7 +14,7 @@ try:
 except importlib.metadata.PackageNotFoundError:
     pytest.exit('fitopt is not installed here; run: pip install -e ".[test]"', returncode=4)
 
-import fitopt  # noqa: E402
+import fitopt
 
 TIMES = jnp.linspace(0.0, 4.0, 40)
 DATA = 2.5 * jnp.exp(-1.3 * TIMES) + 0.5 + 0.05 * jnp.sin(37 * TIMES)
