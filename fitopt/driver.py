@@ -103,8 +103,7 @@ class Run:
             while stretch is not None:
                 since = time.perf_counter()
                 steps, stopper = self.collect(stretch, limit)
-                if self.early is None:
-                    self.note_pace(limit, steps, time.perf_counter() - since)
+                self.note_pace(limit, steps, time.perf_counter() - since)
                 self.early, limit = None, self.next_limit(limit)
                 if stopper is None and limit and limit * self.seconds_a_step < _SHORT_SECONDS:
                     self.early = self.dispatch(limit)
@@ -186,7 +185,11 @@ class Run:
         return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
 
     def note_pace(self, limit: int, steps: int, seconds: float) -> None:
-        self.seconds_a_step = seconds / max(steps, 1)
+        pace = seconds / max(steps, 1)
+        if self.early is not None:  # it had begun before Python waited: it took at least so long
+            self.seconds_a_step = max(self.seconds_a_step, pace)
+            return
+        self.seconds_a_step = pace
         if steps > limit // 2:
             self.programs.pace[self.shapes] = self.seconds_a_step
 
