@@ -10,6 +10,7 @@ from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
 from .groups import merge, restrict
+from .line_search import forget
 
 
 class LookaheadState(NamedTuple):
@@ -71,7 +72,7 @@ def lookahead(
             return slow, jax.tree.map(lambda s, x, u: (s - x).astype(u.dtype), slow, params, updates)
 
         slow, updates = jax.lax.cond(synced, sync, lambda: (state.slow, updates))
-        fast_state = _forget_searches(fast_state, synced)
+        fast_state = forget(fast_state, synced)
         return updates, LookaheadState(slow, fast_state, jnp.where(synced, 0, count))
 
     return Optimizer(init, update)
@@ -95,11 +96,3 @@ def evaluation_params(state: PyTree, params: PyTree) -> PyTree:
         elif isinstance(node, ScheduleFreeState):
             params = merge(schedule_free_eval_params(node, restrict(params, node.z)), params)
     return params
-
-
-def _forget_searches(state: PyTree, moved: Array) -> PyTree:
-    """Let line searches know no value where the parameters have moved away from their last trial."""
-    kinds = optax.ScaleByBacktrackingLinesearchState | optax.ScaleByZoomLinesearchState
-    is_search = lambda x: isinstance(x, kinds)
-    forget = lambda x: x._replace(value=jnp.where(moved, jnp.inf, x.value)) if is_search(x) else x
-    return jax.tree.map(forget, state, is_leaf=is_search)

@@ -172,10 +172,6 @@ class Layout:
         """The whole state."""
         return self._build(free, fixed, wrap=True)
 
-    def free_leaves(self, tree: Any) -> list[Any]:
-        """The inverse of `free_tree`."""
-        return jax.tree.leaves(tree)
-
 
 class Flat(NamedTuple):
     """A state taken apart: what a program is traced over, and what it is compiled for."""

@@ -20,10 +20,10 @@ from jaxtyping import Array, Int, PyTree
 from .composition import InjectLearningRateState, learning_rate, set_learning_rate
 from .engine import check_optimizer
 from .groups import Groups
+from .line_search import from_real, line_searches, to_real
 from .parameter import with_value
 from .partition import is_parameter
 from .spec import Spec, check_value
-from .stepper import _line_searches, _real, _unreal
 from .transforms import Identity
 
 Leaves = dict[tuple, Any]  # the leaves of a tree by their paths
@@ -135,8 +135,11 @@ class _Group:
             group = dataclasses.replace(group, transformation=transformation)
         tree = group.tree(map(jnp.copy, coordinates))
         opt_state = transformation.init(tree)
-        if _line_searches(opt_state):
-            group, opt_state = dataclasses.replace(group, as_real=True), transformation.init(_real(tree))
+        if line_searches(opt_state):
+            group, opt_state = (
+                dataclasses.replace(group, as_real=True),
+                transformation.init(to_real(tree)),
+            )
         return group, group.keep(coordinates, values), opt_state
 
     def tree(self, leaves: Iterable[Any]) -> PyTree:
@@ -167,8 +170,8 @@ class _Group:
             for leaf, value in zip(self.moved, start, strict=True)
         ]
         plain = self.tree(coordinates)
-        show = _real if self.as_real else lambda tree: tree
-        hide = lambda shown: jax.tree.leaves(_unreal(shown, plain) if self.as_real else shown)
+        show = to_real if self.as_real else lambda tree: tree
+        hide = lambda shown: jax.tree.leaves(from_real(shown, plain) if self.as_real else shown)
 
         def gradients(grads: Leaves) -> PyTree:
             triples = zip(self.moved, coordinates, start, strict=True)

@@ -12,6 +12,7 @@ from .callback import StepInfo
 from .composition import has_rate, learning_rate
 from .differentiation import value_and_gradient
 from .groups import Groups
+from .line_search import forget, from_real, line_searches, to_real
 from .lookahead import evaluation_params
 
 Objective = Callable[[PyTree], tuple[Array, Any]]  # coordinates -> (loss, aux)
@@ -48,9 +49,6 @@ class Stepper(Protocol):
         ...
 
 
-_LINE_SEARCHES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
-
-
 class OptaxStepper:
     """Any optax optimizer.
 
@@ -70,17 +68,17 @@ class OptaxStepper:
 
     def init(self, coordinates: PyTree) -> PyTree:
         state = self._optimizer.init(coordinates)
-        if _line_searches(state):
-            state = self._optimizer.init(_real(coordinates))
+        if line_searches(state):
+            state = self._optimizer.init(to_real(coordinates))
         return coordinates, state
 
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         coordinates, state = carry
-        searches = _line_searches(state)
+        searches = line_searches(state)
         (loss, aux), grads = self._evaluate(coordinates, searches)
         if searches:
-            params, uphill = _real(coordinates), _real(grads)
-            value_fn = lambda params: self._objective(_unreal(params, coordinates))[0]
+            params, uphill = to_real(coordinates), to_real(grads)
+            value_fn = lambda params: self._objective(from_real(params, coordinates))[0]
         else:
             params, uphill = coordinates, grads
             value_fn = lambda params: self._objective(params)[0]
@@ -88,7 +86,7 @@ class OptaxStepper:
             uphill, state, params, value=loss, grad=uphill, value_fn=value_fn
         )
         new = optax.apply_updates(params, updates)
-        new = _unreal(new, coordinates) if searches else new
+        new = from_real(new, coordinates) if searches else new
         return (new, state), StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
 
     def coordinates(self, carry: PyTree) -> PyTree:
@@ -99,16 +97,14 @@ class OptaxStepper:
 
     def result(self, carry: PyTree) -> PyTree:
         coordinates, state = carry
-        if not _line_searches(state):
+        if not line_searches(state):
             return evaluation_params(state, coordinates)
-        shown = _real(coordinates)
+        shown = to_real(coordinates)
         result = evaluation_params(state, shown)
-        return coordinates if result is shown else _unreal(result, coordinates)
+        return coordinates if result is shown else from_real(result, coordinates)
 
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
-        # What a line search has stored belongs to another point: infinity marks it as unknown.
-        forget = lambda x: x._replace(value=jnp.full_like(x.value, jnp.inf)) if _is_search(x) else x
-        return coordinates, jax.tree.map(forget, carry[1], is_leaf=_is_search)
+        return coordinates, forget(carry[1])
 
     def _evaluate(self, coordinates: PyTree, searches: list) -> tuple[tuple[Array, Any], PyTree]:
         structure = jax.tree.structure(coordinates)  # a search in a parameter group knows a part alone
@@ -122,29 +118,7 @@ class OptaxStepper:
             return loss, grads
 
         def reuse() -> tuple[Array, PyTree]:
-            return stored[0].value.astype(dtype), _unreal(stored[0].grad, coordinates)
+            return stored[0].value.astype(dtype), from_real(stored[0].grad, coordinates)
 
         loss, grads = jax.lax.cond(jnp.isfinite(stored[0].value), reuse, compute)
         return (loss, self._objective(coordinates)[1]), grads
-
-
-def _is_search(x: Any) -> bool:
-    return isinstance(x, _LINE_SEARCHES)
-
-
-def _line_searches(state: PyTree) -> list:
-    return [x for x in jax.tree.leaves(state, is_leaf=_is_search) if _is_search(x)]
-
-
-# A line search takes slopes along its updates, which optax does not define alike everywhere for complex
-# numbers; so it is shown a complex leaf as one real leaf that holds both parts.
-
-
-def _real(tree: PyTree) -> PyTree:
-    split = lambda x: jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
-    return jax.tree.map(split, tree)
-
-
-def _unreal(tree: PyTree, like: PyTree) -> PyTree:
-    join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
-    return jax.tree.map(join, tree, like)
