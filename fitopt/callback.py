@@ -65,6 +65,14 @@ class Callback(eqx.Module):
         """What to write to the history, by name, at every `self.every`-th step; None for nothing."""
         return None
 
+    def next_learning_rate(self, info: StepInfo, carry: PyTree) -> PyTree | None:
+        """The learning rate from the next update on, after `update` has made `carry`; None to leave it.
+
+        A number, or a dict by pattern for parameter groups. It needs an optimizer whose state holds its
+        learning rate: one of `fitopt.optimizers`, or `optax.inject_hyperparams`.
+        """
+        return None
+
     def result(self, carry: PyTree) -> tuple[PyTree, Array] | None:
         """Free values and their loss, to be returned if that loss is less than the last state's.
 
@@ -89,11 +97,43 @@ def own_methods(callbacks: Sequence[Callback], name: str) -> list[tuple[int, Cal
     ]
 
 
-class Fit(NamedTuple):
-    """What a host callback may know when a fit begins."""
+class Fit:
+    """A running fit, as host callbacks see it."""
 
-    max_steps: int
-    history: History  # being built
+    def __init__(self, run: Any):
+        self._run = run
+
+    @property
+    def max_steps(self) -> int:
+        """The number of steps at which the fit ends at the latest."""
+        return self._run.max_steps
+
+    @property
+    def history(self) -> History:
+        """The history being built; after a resume it holds what was recorded before."""
+        return self._run.history
+
+    @property
+    def learning_rate(self) -> PyTree:
+        """The current learning rate; what is assigned counts from the next step on.
+
+        With parameter groups a dict by pattern; one number sets all groups.
+
+        **Raises:** `ValueError` where the optimizer's state holds none, or where a schedule sets it.
+        """
+        return self._run.learning_rate()
+
+    @learning_rate.setter
+    def learning_rate(self, rate: Any) -> None:
+        self._run.set_learning_rate(rate)
+
+    def record(self, name: str, value: PyTree, every: int = 1) -> None:
+        """Append `value`, of the last step, to the history's series `name`, made at every `every`-th."""
+        self._run.record(name, value, every)
+
+    def stop(self, reason: str) -> None:
+        """End the fit when the current stretch is over; may be called from anywhere and at any time."""
+        self._run.wish = reason
 
 
 HostFunction = Callable[[int, PyTree, PyTree, History, Any, Any, PyTree], Any]

@@ -13,8 +13,9 @@ from jaxtyping import Array, PyTree
 
 from . import snapshot
 from .callback import Callback, Fit, HostFunction, cadence, label, open_host
+from .composition import number
 from .edits import interpret, merge_edit
-from .history import History, Series
+from .history import RESERVED, History, Series
 from .interruption import Interruption, interruptible
 from .loop import FIRST_CALLBACK, MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
 from .parameter import Parameter
@@ -25,15 +26,18 @@ _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no long
 _SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
 
 
-class Saved(NamedTuple):
-    """A point of the fit to go back to, and how many good steps were made from it."""
+class Point(NamedTuple):
+    """Where a fit stands after some good steps: all that going on from there, or back to it, takes."""
 
-    carry: snapshot.Snapshot | None  # None for the start
+    steps: int
+    carry: snapshot.Snapshot | None  # None before the first step
     programs: Programs
     start: list[Array]
     fixed: list[Any]
-    first: int
-    steps: int
+
+    @property
+    def layout(self) -> Layout:
+        return self.programs.loop.layout
 
 
 class Host(NamedTuple):
@@ -57,8 +61,9 @@ class Run:
         max_steps: int,
     ):
         self.programs_for = programs_for
-        self.start, self.fixed, self.layout = flat
-        self.programs = programs = programs_for(self.layout)
+        programs = programs_for(flat.layout)
+        self.point = Point(0, None, programs, flat.free, flat.fixed)
+        self.before: Point | None = None  # the start of the last stretch that made a step
         self.traced = programs.loop.problem.callbacks
         self.callbacks = callbacks
         self.state = state
@@ -67,17 +72,19 @@ class Run:
         visits = [cadence(c) for c in callbacks if not isinstance(c, Callback)]
         self.rhythms = {every for every in visits if every is not None}
         self.series: dict[str, Series] = {"loss": Series(max_steps)}
-        self.done = 0
         self.reason: str | None = None
-        self.before: Saved | None = None  # the last stretch that made a step
-        self.shapes = tuple(np.shape(x) for x in (*self.start, *self.fixed))
-        self.values: list[Array] = list(self.start)
-        self.fixed_state = self.layout.fixed_state(self.fixed)
+        self.wish: str | None = None  # why somebody wants the fit to end
+        self.shapes = tuple(np.shape(x) for x in (*flat.free, *flat.fixed))
+        self.values: list[Array] = list(flat.free)
+        self.fixed_state = flat.layout.fixed_state(flat.fixed)
         self.last: dict[str, PyTree] = {}
-        self.saved: snapshot.Snapshot | None = None
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
         self.may_run_ahead = not visits and not programs.finishes
+
+    @property
+    def done(self) -> int:
+        return self.point.steps
 
     def __call__(self) -> tuple[PyTree, History]:
         with interruptible() as interruption:
@@ -85,21 +92,20 @@ class Run:
 
     def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
         began = time.perf_counter()
-        self.carry, self.inside = self.programs.start(self.start, self.fixed)
-        if self.programs.averages is None:
-            self.programs.averages = self.programs.loop.averages(self.carry, self.start, self.fixed)
-        self.may_run_ahead &= not self.programs.averages
-        # The device is at work while Python gets ready.
-        limit = min(self.first_limit(), self.until_due())
-        stretch = self.dispatch(limit) if self.max_steps else None
+        point = self.point
+        self.carry, self.inside = point.programs.start(point.start, point.fixed)
+        if point.programs.averages is None:
+            point.programs.averages = point.programs.loop.averages(self.carry, point.start, point.fixed)
+        self.may_run_ahead &= not point.programs.averages
         self.history["loss"] = np.zeros(0)
-        fit = Fit(self.max_steps, self.history)
         with contextlib.ExitStack() as stack:
             hosts = [
-                Host(place, callback, cadence(callback), stack.enter_context(open_host(callback, fit)))
-                for place, callback in enumerate(self.callbacks)
-                if not isinstance(callback, Callback)
+                Host(place, one, cadence(one), stack.enter_context(open_host(one, Fit(self))))
+                for place, one in enumerate(self.callbacks)
+                if not isinstance(one, Callback)
             ]
+            limit = min(self.first_limit(), self.until_due())
+            stretch = self.dispatch(limit) if limit else None
             while stretch is not None:
                 since = time.perf_counter()
                 steps, stopper = self.collect(stretch, limit)
@@ -111,6 +117,8 @@ class Run:
                     self.call(hosts, stopper, interruption)
                 if self.reason is None and interruption.requested:
                     self.reason = f"interrupted (Ctrl-C) after step {self.done - 1}"
+                if self.reason is None and self.wish is not None:
+                    self.reason = f"{self.wish} (after step {self.done - 1})"
                 if self.reason is not None or self.done == self.max_steps:
                     break
                 stretch = self.early or self.dispatch(limit)
@@ -131,38 +139,30 @@ class Run:
         steps -= code == NOT_FINITE
         losses = np.asarray(stretch.losses)
         if self.done == 0:
-            self.check_inside(self.inside, self.start)
+            self.check_inside(self.inside, self.point.start)
         self.append(stretch, losses, steps)
-        saved = self.here(steps)
-        self.done += steps
         if code == NOT_FINITE:
-            self.not_finite(saved, float(losses[steps]))
+            self.not_finite(steps, float(losses[steps]))
             return steps, None
-        self.saved, self.values, self.last = stretch.saved, stretch.values, stretch.last
-        self.before = saved
+        self.values, self.last = stretch.values, stretch.last
+        self.before = self.point
+        self.point = self.point._replace(steps=self.done + steps, carry=stretch.saved)
         if code != RUNNING or self.done == self.max_steps:
             self.ahead = ahead
         elif ahead is not None:  # records have filled their buffer: it was not the end
-            self.carry, self.may_run_ahead = self.programs.restore(self.saved), False
+            self.go_back()
+            self.may_run_ahead = False
         return steps, None if code == RUNNING else code - FIRST_CALLBACK
 
     def dispatch(self, limit: int, first: int | None = None) -> Stretch:
         """Start a stretch from the carry, which is gone after that; does not wait for it."""
-        first = self.done if first is None else first
-        span = np.array([first, limit], np.int32)
-        return self.programs.advance(self.carry, self.start, self.fixed, span)
+        span = np.array([self.done if first is None else first, limit], np.int32)
+        return self.point.programs.advance(self.carry, self.point.start, self.point.fixed, span)
 
-    def here(self, steps: int) -> Saved:
-        return Saved(self.saved, self.programs, self.start, self.fixed, self.done, steps)
-
-    def again(self, saved: Saved, steps: int) -> Stretch:
-        """Go back to a saved point and make some of its steps again."""
-        if saved.carry is None:
-            carry, _ = saved.programs.start(saved.start, saved.fixed)
-        else:
-            carry = saved.programs.restore(saved.carry)
-        span = np.array([saved.first, steps], np.int32)
-        return saved.programs.advance(carry, saved.start, saved.fixed, span)
+    def go_back(self) -> None:
+        """Take the carry from the last point, after later steps have been begun with it."""
+        assert self.point.carry is not None
+        self.carry = self.point.programs.restore(self.point.carry)
 
     def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
         self.series["loss"].extend(losses, steps)
@@ -172,16 +172,19 @@ class Run:
             every = callback.every
             count = -(-(self.done + steps) // every) - -(-self.done // every)
             for name, record in records.items():
-                if name not in self.series:
-                    self.series[name] = Series(-(-self.max_steps // every))
-                    self.history._every[name] = every
-                self.series[name].extend(record, count)
+                self.series_of(name, every).extend(record, count)
         for name, series in self.series.items():
             self.history[name] = series.view()
 
+    def series_of(self, name: str, every: int) -> Series:
+        if name not in self.series:
+            self.series[name] = Series(-(-self.max_steps // every))
+            self.history._every[name] = every
+        return self.series[name]
+
     def first_limit(self) -> int:
         # Slower data of the same shape must not make the first stretch long: begin with a part.
-        pace = self.programs.pace.get(self.shapes)
+        pace = self.point.programs.pace.get(self.shapes)
         return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
 
     def note_pace(self, limit: int, steps: int, seconds: float) -> None:
@@ -191,7 +194,7 @@ class Run:
             return
         self.seconds_a_step = pace
         if steps > limit // 2:
-            self.programs.pace[self.shapes] = self.seconds_a_step
+            self.point.programs.pace[self.shapes] = self.seconds_a_step
 
     def next_limit(self, limit: int) -> int:
         """How many steps the next stretch should have; 0 when there are none to make."""
@@ -203,8 +206,8 @@ class Run:
     def take_back(self) -> None:
         """Undo a stretch that was begun too early."""
         if self.early is not None:
-            assert self.saved is not None
-            self.carry, self.early = self.programs.restore(self.saved), None
+            self.early = None
+            self.go_back()
 
     def until_due(self) -> int:
         """How many steps until a host callback is due, or until the last step."""
@@ -230,7 +233,7 @@ class Run:
             stops[place] = f"{callback.why()} (at step {step})"
         due = [host for host in hosts if host.every is None or step % host.every == 0]
         if due:
-            free, fixed = self.layout.free_state(self.values), self.fixed_state
+            free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             loss = self.history["loss"][-1]
         for place, callback, _, function in due:
             arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
@@ -245,7 +248,7 @@ class Run:
             stop, new_free, new_fixed = interpret(callback, returned, free, fixed)
             if new_free is not free or new_fixed is not fixed:
                 self.edit(callback, new_free, new_fixed)
-                free, fixed = self.layout.free_state(self.values), self.fixed_state
+                free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             if stop:
                 stops.setdefault(place, f"{label(callback)} asked to stop (at step {step})")
         if stops:
@@ -254,21 +257,54 @@ class Run:
     def edit(self, callback: Any, free: PyTree, fixed: PyTree) -> None:
         """Go on from a state that a callback has returned."""
         who = label(callback)
-        free = merge_edit(who, "diff_state", self.layout.free_state(self.values), free)
+        free = merge_edit(who, "diff_state", self.point.layout.free_state(self.values), free)
         fixed = merge_edit(who, "static_state", self.fixed_state, fixed)
         values, arrays, layout = flatten(combine(free, fixed))
-        pairs = zip((*values, *arrays), (*self.values, *self.fixed), strict=True)
-        if layout == self.layout and all(new is old for new, old in pairs):
+        pairs = zip((*values, *arrays), (*self.values, *self.point.fixed), strict=True)
+        if layout == self.point.layout and all(new is old for new, old in pairs):
             return
-        if layout != self.layout:  # an int or a string has changed: that is another program
-            self.layout, self.programs = layout, self.programs_for(layout)
+        programs = self.point.programs
+        if layout != self.point.layout:  # an int or a string has changed: that is another program
+            programs = self.programs_for(layout)
         self.take_back()
-        self.carry, self.saved, inside = self.programs.move(
-            self.carry, self.values, values, self.start, arrays
+        self.carry, saved, inside = programs.move(
+            self.carry, self.values, values, self.point.start, arrays
         )
         self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
-        self.start = self.values = values
-        self.fixed, self.fixed_state = arrays, layout.fixed_state(arrays)
+        self.point = Point(self.done, saved, programs, values, arrays)
+        self.values, self.fixed_state = values, layout.fixed_state(arrays)
+
+    # What `Fit` offers to host callbacks.
+
+    def saved_carry(self) -> snapshot.Snapshot:
+        return self.point.carry or self.point.programs.save(self.carry)
+
+    def learning_rate(self) -> PyTree:
+        point = self.point
+        rate = point.programs.learning_rate(self.saved_carry(), point.start, point.fixed)
+        if rate is None:
+            raise ValueError(
+                "the state of this optimizer holds no learning rate; use one of fitopt.optimizers, "
+                "or optax.inject_hyperparams"
+            )
+        return jax.tree.map(np.asarray, rate)
+
+    def set_learning_rate(self, rate: PyTree) -> None:
+        rate = jax.tree.map(lambda x: number("learning_rate", x), rate)
+        self.take_back()
+        point = self.point
+        self.carry, saved = point.programs.set_learning_rate(
+            self.saved_carry(), rate, point.start, point.fixed
+        )
+        self.point = point._replace(carry=saved)
+
+    def record(self, name: str, value: PyTree, every: int) -> None:
+        known = self.history._every.get(name)
+        if name in RESERVED or known not in (None, every):
+            raise ValueError(f"cannot record {name!r} at every {every} steps: it is another series")
+        series = self.series_of(name, every)
+        series.extend(jax.tree.map(lambda x: np.asarray(x)[None], value), 1)
+        self.history[name] = series.view()
 
     # Faults.
 
@@ -277,34 +313,42 @@ class Run:
             self.check_values(values, prefix)
 
     def check_values(self, values: Sequence[Array], prefix: str = "") -> None:
-        for spec, value in zip(self.layout.specs, values, strict=True):
+        for spec, value in zip(self.point.layout.specs, values, strict=True):
             try:
                 check_value(spec, value)
             except ValueError as error:
                 raise ValueError(prefix + str(error)) from None
 
-    def not_finite(self, saved: Saved, loss: float) -> None:
-        """End the fit at the last good point; the step after `saved.steps` good ones went wrong."""
-        step = saved.first + saved.steps
+    def not_finite(self, steps: int, loss: float) -> None:
+        """End the fit at the last good point; `steps` steps after `self.point` one went wrong."""
+        point, step = self.point, self.point.steps + steps
         if step == 0:
-            self.check_values(self.start)
+            self.check_values(self.point.start)
         if np.isfinite(loss):
-            back, what = saved, "the update"
-            good = self.again(back, back.steps)
+            back, what = point, "the update"
+            good = self.again(back, step)
         else:
-            back, what = saved if saved.steps else self.before, f"the loss ({loss})"
+            back, what = point if steps else self.before, f"the loss ({loss})"
             if back is None:
                 raise ValueError(self.bad_start(loss))
-            good = self.again(back, back.steps - 1)
-        carry = self.again(saved, saved.steps).carry
-        finite = self.programs.gradients_finite(carry, self.start, self.fixed)
-        bad = [name for name, ok in zip(self.layout.names, finite, strict=True) if not ok]
+            good = self.again(back, step - 1)
+        carry = self.again(point, step).carry
+        finite = point.programs.gradients_finite(carry, point.start, point.fixed)
+        bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
-        self.carry, self.saved, self.values = good.carry, good.saved, good.values
-        self.programs, self.layout = back.programs, back.programs.loop.layout
-        self.start, self.fixed = back.start, back.fixed
+        self.carry, self.values = good.carry, good.values
+        self.point = back._replace(steps=step, carry=good.saved)
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
+
+    def again(self, point: Point, until: int) -> Stretch:
+        """Go back to a point and make its steps again, up to a number of the fit."""
+        if point.carry is None:
+            carry, _ = point.programs.start(point.start, point.fixed)
+        else:
+            carry = point.programs.restore(point.carry)
+        span = np.array([point.steps, until - point.steps], np.int32)
+        return point.programs.advance(carry, point.start, point.fixed, span)
 
     def bad_start(self, loss: float) -> str:
         parameters = jax.tree.leaves(self.state, is_leaf=is_parameter)
@@ -321,16 +365,17 @@ class Run:
         """Find the loss of the state to return, let callbacks offer a better one, sum up."""
         if self.reason is None:
             self.reason = f"reached max_steps={self.max_steps}"
+        programs = self.point.programs
         to_finish = [
-            (finish, jax.tree.map(np.array, self.carry.callbacks[i]))
-            for i, finish in self.programs.finishes
+            (finish, jax.tree.map(np.array, self.carry.callbacks[i])) for i, finish in programs.finishes
         ]
-        if self.programs.averages:
-            self.carry, self.saved, self.values = self.programs.settle(
-                self.carry, self.start, self.fixed
+        if programs.averages:
+            self.carry, saved, self.values = programs.settle(
+                self.carry, self.point.start, self.point.fixed
             )
+            self.point = self.point._replace(carry=saved)
         values, loss, probed = self.probe()
-        for i, result in self.programs.results:
+        for i, result in self.point.programs.results:
             candidate = result(probed[i])
             if candidate is not None and (found := float(np.asarray(candidate[1]))) < loss:
                 values, loss = jax.tree.leaves(candidate[0]), found
@@ -343,7 +388,7 @@ class Run:
             best_step=best,
             stop_reason=self.reason,
         )
-        self.result = self.layout.state(values, self.fixed) if self.done else self.state
+        self.result = self.point.layout.state(values, self.point.fixed) if self.done else self.state
         self.history["elapsed"] = time.perf_counter() - began
         for finish, carry in to_finish:
             finish(self.history, carry)
@@ -354,13 +399,13 @@ class Run:
         The loss is what the next step would record; of that step nothing else is kept.
         """
         if self.done == 0:
-            self.check_inside(self.inside, self.start)
-        values, saved = self.values, self.here(0)
+            self.check_inside(self.inside, self.point.start)
+        values = self.values
         stretch, self.ahead = self.ahead or self.dispatch(1), None
         loss = np.asarray(stretch.losses)[0]
         if np.isfinite(loss):
             return values, float(loss), stretch.carry.callbacks
-        self.not_finite(saved, float(loss))
+        self.not_finite(0, float(loss))
         return self.probe()
 
 

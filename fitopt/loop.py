@@ -140,6 +140,10 @@ class Loop:
             if stop is not False:
                 code = jnp.where(stop, FIRST_CALLBACK + number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
+        for number, choose in own_methods(self.problem.callbacks, "next_learning_rate"):
+            rate = choose(told, carries[number])
+            if rate is not None:
+                method = stepper.set_learning_rate(method, rate)
         return Carry(method, tuple(carries)), told, info.loss, code
 
     def advance(
@@ -252,6 +256,21 @@ class Loop:
         carry = Carry(moved, carry.callbacks)
         return carry, snapshot.take(carry), self.inside(edited)
 
+    def learning_rate(
+        self, saved: snapshot.Snapshot, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> PyTree | None:
+        """The learning rate that a saved carry holds, if any."""
+        return self.stepper(start, fixed).learning_rate(snapshot.restore(saved).stepper)
+
+    def set_learning_rate(
+        self, saved: snapshot.Snapshot, rate: PyTree, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> tuple[Carry, snapshot.Snapshot]:
+        """A saved carry with another learning rate."""
+        carry = snapshot.restore(saved)
+        method = self.stepper(start, fixed).set_learning_rate(carry.stepper, rate)
+        carry = carry._replace(stepper=method)
+        return carry, snapshot.take(carry)
+
     def averages(self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
         """Whether the user gets other values than those at which the loss is evaluated."""
         stepper = self.stepper(start, fixed)
@@ -313,4 +332,7 @@ class Programs:
         self.averages: bool | None = None  # not known before the first start
         self.settle = jax.jit(loop.settle)
         self.gradients_finite = jax.jit(loop.gradients_finite)
+        self.save = jax.jit(snapshot.take)
         self.restore = jax.jit(snapshot.restore)
+        self.learning_rate = jax.jit(loop.learning_rate)
+        self.set_learning_rate = jax.jit(loop.set_learning_rate)

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .callback import StepInfo
-from .composition import has_rate, learning_rate
+from .composition import has_rate, learning_rate, set_learning_rate
 from .differentiation import value_and_gradient
 from .groups import Groups
 from .line_search import forget, from_real, line_searches, to_real
@@ -38,6 +38,10 @@ class Stepper(Protocol):
 
     def learning_rate(self, carry: PyTree) -> PyTree:
         """The learning rate of the last update, where there is such a thing and it is known."""
+        ...
+
+    def set_learning_rate(self, carry: PyTree, rate: PyTree) -> PyTree:
+        """The carry with another learning rate for the updates to come; ValueError if it has none."""
         ...
 
     def result(self, carry: PyTree) -> PyTree:
@@ -94,6 +98,9 @@ class OptaxStepper:
 
     def learning_rate(self, carry: PyTree) -> PyTree:
         return learning_rate(carry[1]) if has_rate(carry[1]) else None
+
+    def set_learning_rate(self, carry: PyTree, rate: PyTree) -> PyTree:
+        return carry[0], set_learning_rate(carry[1], rate)
 
     def result(self, carry: PyTree) -> PyTree:
         coordinates, state = carry
