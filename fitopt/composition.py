@@ -92,7 +92,11 @@ def learning_rate(state: PyTree) -> Any:
 def set_learning_rate(state: PyTree, lr: ArrayLike | Mapping[str, ArrayLike]) -> PyTree:
     """An optimizer's state with another learning rate; with `groups`, one for all, or a dict by pattern.
 
-    **Raises:** `ValueError` where there is none, where a schedule sets it, and for an unknown pattern.
+    The state of many fits at once, made under `vmap`, holds an array of rates: give one number for all,
+    or an array of that shape.
+
+    **Raises:** `ValueError` where there is none, where a schedule sets it, and for an unknown pattern;
+    `TypeError` and `ValueError` for what is no learning rate.
 
     >>> from fitopt.optimizers import adam, learning_rate, set_learning_rate
     >>> state = adam(0.5).init({"x": 3.0})
@@ -118,7 +122,7 @@ def set_learning_rate(state: PyTree, lr: ArrayLike | Mapping[str, ArrayLike]) ->
                 "a schedule sets this learning rate; make the optimizer with a number instead"
             )
         old = jnp.asarray(node.hyperparams["learning_rate"])
-        new = jnp.broadcast_to(jnp.asarray(number("lr", lr), old.dtype), old.shape)
+        new = jnp.broadcast_to(jnp.asarray(number("lr", lr, shape=old.shape), old.dtype), old.shape)
         return node._replace(hyperparams={**node.hyperparams, "learning_rate": new})
 
     return jax.tree.map(change, state, is_leaf=_holds_rate)
@@ -220,16 +224,22 @@ def with_an_axis(inner: optax.GradientTransformation) -> optax.GradientTransform
 
 
 def number(
-    name: str, x: Any, low: float = 0.0, high: float = math.inf, expected: str = "a number"
+    name: str,
+    x: Any,
+    low: float = 0.0,
+    high: float = math.inf,
+    expected: str = "a number",
+    shape: tuple[int, ...] = (),
 ) -> Any:
-    """`x`, if it is a number in [low, high), or traced."""
+    """`x`, if it is a number in [low, high), or an array of them of this shape, or traced."""
     array = x if isinstance(x, Tracer) else np.asarray(x)
     real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
-    if array.ndim or not real:
+    if array.shape not in ((), shape) or not real:
+        expected += f" or an array of shape {shape}" if shape else ""
         raise TypeError(f"{name} must be {expected}, got {x!r}")
     if isinstance(x, Tracer):
         return x
-    if not low <= array < high:
+    if not np.all((low <= array) & (array < high)):
         bounds = f"at least {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g})"
         raise ValueError(f"{name} must be {bounds}, got {x!r}")
     return x

@@ -334,6 +334,22 @@ def test_reads_and_sets_the_rate_that_optax_injected():
         optimizers.learning_rate(optax.sgd(0.1).init(START))
 
 
+def test_the_rates_of_many_fits_are_set_by_one_number_or_one_each():
+    state = jax.vmap(optimizers.adam(0.5).init)(jnp.zeros((3, 2)))
+    rates = lambda lr: optimizers.learning_rate(optimizers.set_learning_rate(state, lr)).tolist()
+    assert rates(0.25) == [0.25, 0.25, 0.25] and rates(np.array([1, 2, 3])) == [1, 2, 3]
+    for wrong in (jnp.ones(2), jnp.ones((3, 1))):
+        with pytest.raises(TypeError, match=r"lr must be a number or an array of shape \(3,\), got"):
+            rates(wrong)
+    with pytest.raises(ValueError, match="lr must be at least 0 and finite"):
+        rates(jnp.array([1.0, -1.0, 1.0]))
+
+    grouped = optimizers.groups({"a": optimizers.sgd(0.1)}, default=optimizers.sgd(0.2))
+    state = jax.vmap(grouped.init)({"a": jnp.zeros(2), "b": jnp.zeros(2)})
+    changed = optimizers.learning_rate(optimizers.set_learning_rate(state, {"a": jnp.array([1.0, 2.0])}))
+    np.testing.assert_allclose([changed["a"], changed["(default)"]], [[1, 2], [0.2, 0.2]], rtol=1e-6)
+
+
 def test_a_number_adds_one_multiplication_to_the_loop_and_no_counter():
     count = lambda optimizer: len(
         jax.make_jaxpr(optimizer.update)(START, optimizer.init(START), START).jaxpr.eqns
