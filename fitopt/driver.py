@@ -80,7 +80,7 @@ class Run:
         self.last: dict[str, PyTree] = {}
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
-        self.may_run_ahead = not visits and not programs.finishes
+        self.may_run_ahead = not (visits or programs.finishes or programs.loop.problem.follows)
 
     @property
     def done(self) -> int:
@@ -227,7 +227,10 @@ class Run:
         """Call the host callbacks that are due, and note who stopped the fit: the first in the list."""
         step = self.done - 1
         stops: dict[int, str] = {}
-        if stopper is not None:
+        if stopper is not None and stopper >= len(self.traced):
+            ending = self.point.programs.loop.problem.endings[stopper - len(self.traced)]
+            stops[len(self.callbacks)] = f"{ending} (at step {step})"
+        elif stopper is not None:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
             stops[place] = f"{callback.why()} (at step {step})"
@@ -374,7 +377,10 @@ class Run:
                 self.carry, self.point.start, self.point.fixed
             )
             self.point = self.point._replace(carry=saved)
-        values, loss, probed = self.probe()
+        if self.done and programs.loop.problem.follows:
+            values, loss, probed = self.values, float(self.history["loss"][-1]), self.carry.callbacks
+        else:
+            values, loss, probed = self.probe()
         for i, result in self.point.programs.results:
             candidate = result(probed[i])
             if candidate is not None and (found := float(np.asarray(candidate[1]))) < loss:

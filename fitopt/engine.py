@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .callback import Callback, HostCallback, label
-from .checks import check_callbacks, check_max_steps, check_optimizer, nothing_free
+from .checks import check_callbacks, check_loss, check_max_steps, check_optimizer, nothing_free
 from .differentiation import MODES
 from .driver import Run
 from .history import History
 from .loop import Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
-from .stepper import Objective, OptaxStepper
+from .stepper import Objective, OptaxStepper, Stepper
 
 State = TypeVar("State", bound=PyTree)
 
@@ -26,7 +26,68 @@ with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformatio
     _NO_TRACE = _pool.submit(get_opaque_trace_state).result()
 
 
-class OptaxOptimizer:
+class Fitter:
+    """What all ways to fit have in common: callbacks, compiled programs, and the run."""
+
+    def __init__(
+        self,
+        callback: Any,
+        evaluate: Callable[[Any], tuple[Any, Any]],
+        make_stepper: Callable[[Objective, str | None, PyTree], Stepper],
+        endings: tuple[str, ...] = (),
+        follows: bool = False,
+    ):
+        self._callbacks = check_callbacks(callback)
+        traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
+        hosts = [c for c in self._callbacks if not isinstance(c, Callback)]
+        looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
+        uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
+        self._problem = Problem(evaluate, make_stepper, traced, uses, endings, follows)
+        self._programs: dict[tuple[Layout, str | None], Programs] = {}
+
+    def _run(self, state: State, max_steps: int, mode: str | None) -> tuple[State, History]:
+        max_steps = check_max_steps(max_steps)
+        flat = flatten(state)
+        if not flat.free:
+            raise ValueError(nothing_free(state))
+        if get_opaque_trace_state() != _NO_TRACE:
+            return self._run_traced(flat, max_steps, mode)
+        programs_for = functools.partial(self._programs_for, mode=mode)
+        return Run(programs_for, self._callbacks, state, flat, max_steps)()
+
+    def _programs_for(self, layout: Layout, mode: str | None) -> Programs:
+        programs = self._programs.get((layout, mode))
+        if programs is None:
+            programs = Programs(Loop(self._problem, layout, mode))
+            programs = self._programs.setdefault((layout, mode), programs)
+        return programs
+
+    def _run_traced(self, flat: Flat, max_steps: int, mode: str | None) -> tuple[Any, History]:
+        for callback in self._callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(
+                    f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
+                    "cannot visit; use traced callbacks (fitopt.Callback) there"
+                )
+        fit = Loop(self._problem, flat.layout, mode).scan(flat.free, flat.fixed, max_steps)
+        history = History(loss=fit.losses)
+        for callback, records in zip(self._problem.callbacks, fit.records, strict=True):
+            for name, record in (records or {}).items():
+                every = callback.every
+                history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
+                history._every[name] = every
+        comparable = jnp.where(jnp.isnan(fit.losses), jnp.inf, fit.losses)
+        best = jnp.argmin(comparable) if max_steps else jnp.zeros((), int)
+        history.update(
+            n_steps=fit.n_steps,
+            final_loss=fit.final_loss,
+            best_loss=fit.losses[best] if max_steps else fit.final_loss,
+            best_step=best,
+        )
+        return flat.layout.state(fit.values, flat.fixed), history
+
+
+class OptaxOptimizer(Fitter):
     """Fit the free Parameters of a state with any optax optimizer.
 
     **Arguments:**
@@ -67,14 +128,8 @@ class OptaxOptimizer:
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
-        self._callbacks = check_callbacks(callback)
-        traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
-        hosts = [c for c in self._callbacks if not isinstance(c, Callback)]
-        looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
-        uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
         make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
-        self._problem = Problem(loss, make_stepper, traced, has_aux, uses)
-        self._programs: dict[tuple[Layout, str], Programs] = {}
+        super().__init__(callback, functools.partial(_evaluate, loss, has_aux), make_stepper)
 
     def run(self, state: State, max_steps: int = 1, mode: str = "rev") -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.
@@ -95,47 +150,13 @@ class OptaxOptimizer:
 
         Inside `jit`, `vmap` or `grad` it becomes one `lax.scan` of `max_steps` steps.
         """
-        max_steps = check_max_steps(max_steps)
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
-        flat = flatten(state)
-        if not flat.free:
-            raise ValueError(nothing_free(state))
-        if get_opaque_trace_state() != _NO_TRACE:
-            return self._run_traced(flat, max_steps, mode)
-        programs_for = functools.partial(self._programs_for, mode=mode)
-        return Run(programs_for, self._callbacks, state, flat, max_steps)()
+        return self._run(state, max_steps, mode)
 
-    def _programs_for(self, layout: Layout, mode: str) -> Programs:
-        programs = self._programs.get((layout, mode))
-        if programs is None:
-            programs = Programs(Loop(self._problem, layout, mode))
-            programs = self._programs.setdefault((layout, mode), programs)
-        return programs
 
-    def _run_traced(self, flat: Flat, max_steps: int, mode: str) -> tuple[Any, History]:
-        for callback in self._callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(
-                    f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
-                    "cannot visit; use traced callbacks (fitopt.Callback) there"
-                )
-        fit = Loop(self._problem, flat.layout, mode).scan(flat.free, flat.fixed, max_steps)
-        history = History(loss=fit.losses)
-        for callback, records in zip(self._problem.callbacks, fit.records, strict=True):
-            for name, record in (records or {}).items():
-                every = callback.every
-                history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
-                history._every[name] = every
-        comparable = jnp.where(jnp.isnan(fit.losses), jnp.inf, fit.losses)
-        best = jnp.argmin(comparable) if max_steps else jnp.zeros((), int)
-        history.update(
-            n_steps=fit.n_steps,
-            final_loss=fit.final_loss,
-            best_loss=fit.losses[best] if max_steps else fit.final_loss,
-            best_step=best,
-        )
-        return flat.layout.state(fit.values, flat.fixed), history
+def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:
+    return check_loss(loss(state), has_aux)
 
 
 def _optax_stepper(

@@ -14,12 +14,13 @@ from jaxtyping import Array, PyTree
 
 from . import snapshot
 from .callback import Callback, StepInfo, own_methods
-from .checks import check_loss, check_update
+from .checks import check_update
 from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
 from .stepper import Objective, Stepper
 
-# How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop.
+# How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
+# the problem's endings are counted on from there.
 RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
 
 # A step that ends the stretch takes this times its code off the count of steps: so one number tells the
@@ -30,11 +31,12 @@ _ENDED = 2**20
 class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
-    loss: Callable[[Any], Any]
-    make_stepper: Callable[[Objective, str, PyTree], Stepper]  # of objective, mode and names
+    evaluate: Callable[[Any], tuple[Any, Any]]  # the plain state -> (loss or residuals, aux)
+    make_stepper: Callable[[Objective, str | None, PyTree], Stepper]  # of objective, mode and names
     callbacks: tuple[Callback, ...]
-    has_aux: bool
     uses: tuple[str, ...]  # of "aux" and "grads": what host callbacks look at
+    endings: tuple[str, ...] = ()  # why the method itself may end a fit
+    follows: bool = False  # whether a step's loss is that of the coordinates after it
 
 
 class Carry(NamedTuple):
@@ -63,7 +65,7 @@ class Loop:
     entries that masks fix), and `fixed` are the arrays that the fit leaves as they are.
     """
 
-    def __init__(self, problem: Problem, layout: Layout, mode: str):
+    def __init__(self, problem: Problem, layout: Layout, mode: str | None):
         self.problem = problem
         self.layout = layout
         self.mode = mode
@@ -83,17 +85,14 @@ class Loop:
 
     def _objective(self, start: Sequence[Array], fixed: Sequence[Any]) -> Objective:
         def objective(coordinates: PyTree) -> tuple[Array, Any]:
-            state = self.layout.plain(self.values(coordinates, start), fixed)
-            return check_loss(self.problem.loss(state), self.problem.has_aux)
+            return self.problem.evaluate(self.layout.plain(self.values(coordinates, start), fixed))
 
         return objective
 
-    def _blank_info(
-        self, stepper: Stepper, method: PyTree, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> StepInfo:
+    def _blank_info(self, stepper: Stepper, method: PyTree, start: Sequence[Array]) -> StepInfo:
         """A StepInfo in the shapes of those to come; `method` is the stepper's carry."""
         coordinates = stepper.coordinates(method)
-        shapes = jax.eval_shape(self._objective(start, fixed), coordinates)
+        shapes = jax.eval_shape(stepper.evaluate, coordinates)
         loss, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         params = self.layout.free_tree(self.values(coordinates, start))
         grads = jax.tree.map(jnp.zeros_like, coordinates)
@@ -108,7 +107,7 @@ class Loop:
         method = stepper.init(coordinates)
         carries: tuple[PyTree, ...] = ()
         if self.problem.callbacks:
-            info = self._blank_info(stepper, method, values, fixed)
+            info = self._blank_info(stepper, method, values)
             carries = tuple(callback.init(info) for callback in self.problem.callbacks)
         carry = Carry(method, carries)
         return jax.tree.map(strongly_typed, carry), self.inside(values)
@@ -133,6 +132,9 @@ class Loop:
         rate = stepper.learning_rate(method)
         told = info._replace(step=step, loss=loss, params=params, learning_rate=rate)
         carries, code = [], jnp.full((), RUNNING, jnp.int32)
+        if self.problem.endings:
+            ending, callbacks = stepper.ended(method), len(self.problem.callbacks)
+            code = jnp.where(ending > 0, FIRST_CALLBACK - 1 + callbacks + ending, code)
         for number, callback in reversed([*enumerate(self.problem.callbacks)]):
             before = carry.callbacks[number]
             after, stop = check_update(callback, before, callback.update(told, before))
@@ -156,7 +158,7 @@ class Loop:
         """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
         first, limit = span
         stepper = self.stepper(start, fixed)
-        blank = self._blank_info(stepper, carry.stepper, start, fixed)
+        blank = self._blank_info(stepper, carry.stepper, start)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
         check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])
@@ -195,8 +197,8 @@ class Loop:
         def advance(state: Any, step: Array) -> Any:
             carry, good, _, count = state
             after, info, loss, code = self.step(stepper, carry, step, values)
-            here = stepper.coordinates(carry.stepper)
-            good = _select(jnp.isfinite(loss), here, good)
+            taken = after if self.problem.follows else carry
+            good = _select(jnp.isfinite(loss), stepper.coordinates(taken.stepper), good)
             loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
             records = tuple(records_of(callback, info) for callback in self.problem.callbacks)
             return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
@@ -212,16 +214,20 @@ class Loop:
             state,
             jnp.arange(max_steps, dtype=jnp.int32),
         )
-        # The last good point is where the fit ends if its last step, or the loss after it, went wrong.
-        here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
-        carry = carry._replace(stepper=stepper.move(carry.stepper, here))
-        here = stepper.result(carry.stepper)
-        carry = carry._replace(stepper=stepper.move(carry.stepper, here))
-        carry, _, loss, _ = self.step(stepper, carry, count, values)
-        finite = jnp.isfinite(loss)
-        if max_steps:
-            loss = jnp.where(finite, loss, losses[jnp.maximum(count - 1, 0)])
-        result = self.values(_select(finite, here, good), values)
+        if self.problem.follows and max_steps:
+            last = self.values(good, values), losses[jnp.maximum(count - 1, 0)]
+        else:
+            # The fit ends at the last good point if its last step, or the loss after it, went wrong.
+            here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
+            carry = carry._replace(stepper=stepper.move(carry.stepper, here))
+            here = stepper.result(carry.stepper)
+            carry = carry._replace(stepper=stepper.move(carry.stepper, here))
+            carry, _, loss, _ = self.step(stepper, carry, count, values)
+            finite = jnp.isfinite(loss)
+            if max_steps:
+                loss = jnp.where(finite, loss, losses[jnp.maximum(count - 1, 0)])
+            last = self.values(_select(finite, here, good), values), loss
+        result, loss = last
         for number, choose in own_methods(self.problem.callbacks, "result"):
             candidate = choose(carry.callbacks[number])
             if candidate is not None:

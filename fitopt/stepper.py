@@ -1,12 +1,13 @@
 """The seam for methods: what the loop needs to know of an optimizer."""
 
+import abc
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from .callback import StepInfo
 from .composition import has_rate, learning_rate, set_learning_rate
@@ -15,45 +16,54 @@ from .groups import Groups
 from .line_search import forget, from_real, line_searches, to_real
 from .lookahead import evaluation_params
 
-Objective = Callable[[PyTree], tuple[Array, Any]]  # coordinates -> (loss, aux)
+Objective = Callable[[PyTree], tuple[Any, Any]]  # coordinates -> (loss or residuals, aux)
 
 
-class Stepper(Protocol):
+class Stepper(abc.ABC):
     """A method of minimisation, one step at a time; all of it is traced."""
 
+    @abc.abstractmethod
+    def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
+        """Loss and aux at some coordinates."""
+
+    @abc.abstractmethod
     def init(self, coordinates: PyTree) -> PyTree:
         """The carry before the first step."""
-        ...
 
+    @abc.abstractmethod
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
-        """Evaluate at the carry's coordinates, then update them.
+        """Make one step.
 
-        The info's `params` are the coordinates of the evaluation; its `step` is the loop's to fill.
+        The info's `params` are the coordinates at which its loss was taken; its `step` is the loop's
+        to fill.
         """
-        ...
 
+    @abc.abstractmethod
     def coordinates(self, carry: PyTree) -> PyTree:
         """Where the carry stands."""
-        ...
+
+    @abc.abstractmethod
+    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
+        """The carry after a callback has changed the coordinates, or what the loss depends on."""
+
+    def ended(self, carry: PyTree) -> Int[Array, ""] | int:
+        """0 while there is more to do, else which of the problem's `endings` it has come to, from 1."""
+        return 0
 
     def learning_rate(self, carry: PyTree) -> PyTree:
         """The learning rate of the last update, where there is such a thing and it is known."""
-        ...
+        return None
 
     def set_learning_rate(self, carry: PyTree, rate: PyTree) -> PyTree:
         """The carry with another learning rate for the updates to come; ValueError if it has none."""
-        ...
+        raise ValueError("this method has no learning rate")
 
     def result(self, carry: PyTree) -> PyTree:
         """The coordinates to hand to the user: `coordinates(carry)` itself, or an average of a kind."""
-        ...
-
-    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
-        """The carry after a callback has changed the coordinates, or what the loss depends on."""
-        ...
+        return self.coordinates(carry)
 
 
-class OptaxStepper:
+class OptaxStepper(Stepper):
     """Any optax optimizer.
 
     Optimizers that take extra arguments are handed `value`, `grad` and `value_fn`. A line search
@@ -69,6 +79,9 @@ class OptaxStepper:
             optimizer = optimizer.named(names)
         self._optimizer = optax.with_extra_args_support(optimizer)
         self._value_and_gradient = value_and_gradient(objective, mode)
+
+    def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
+        return self._objective(coordinates)
 
     def init(self, coordinates: PyTree) -> PyTree:
         state = self._optimizer.init(coordinates)
