@@ -1,28 +1,59 @@
 """Parameter groups: an optimizer of its own for each part of a state."""
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import PyTree
 
+Path = tuple[Any, ...]  # of a leaf: the keys that jax.tree gives
+
 _DEFAULT = "(default)"  # the label of what no pattern matches
 
 
-class Groups(optax.GradientTransformationExtraArgs):
-    """What `groups` returns: an optimizer, and `named`, which is the same one with names to match too.
+# Parameters' names by their paths in the tree that an optimizer gets. They reach `groups` past whatever
+# optax has wrapped around it: that hands on trees of the same structure, or parts of them.
+_names: ContextVar[Mapping[Path, str]] = ContextVar("names", default=MappingProxyType({}))
 
-    `named(names)` takes the names of the parameters in the structure that `init` gets.
+
+def by_name(
+    optimizer: optax.GradientTransformation, names: PyTree
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, whose `groups`, wherever they are in it, know parameters by name too.
+
+    **Arguments:**
+
+    - `names`: the names, in the structure of what `init` gets.
 
     >>> from fitopt.optimizers import groups, sgd
-    >>> optimizer = groups({"rate": sgd(0.1)}).named({"k": "rate"})
-    >>> list(optimizer.init({"k": 1.0}).inner_states)
-    ['rate']
+    >>> optimizer = optax.chain(optax.clip(1.0), groups({"rate": sgd(0.1)}))
+    >>> state = by_name(optimizer, {"k": "rate"}).init({"k": 1.0})
     """
+    known = dict(jax.tree.leaves_with_path(names))
 
-    named: Callable[[PyTree], optax.GradientTransformationExtraArgs]
+    def knowing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **extra: Any) -> Any:
+            token = _names.set(known)
+            try:
+                return function(*args, **extra)
+            finally:
+                _names.reset(token)
+
+        return call
+
+    optimizer = optax.with_extra_args_support(optimizer)
+    return optax.GradientTransformationExtraArgs(knowing(optimizer.init), knowing(optimizer.update))
+
+
+class Groups(optax.GradientTransformationExtraArgs):
+    """An optimizer that goes by the names of parameters."""
+
+    def named(self, names: PyTree) -> optax.GradientTransformationExtraArgs:
+        return by_name(self, names)
 
 
 def groups(
@@ -59,12 +90,9 @@ def groups(
     optimizers = {pattern: _optimizer(pattern, x) for pattern, x in patterns.items()}
     if default is not None:
         optimizers[_DEFAULT] = _optimizer("default", default)
-    return _groups(optimizers, None)
 
-
-def _groups(optimizers: Mapping[str, optax.GradientTransformation], names: PyTree) -> Groups:
     def split(params: PyTree) -> optax.GradientTransformationExtraArgs:
-        labels = _labels(optimizers, names, params)
+        labels = _labels(optimizers, params)
         used = set(jax.tree.leaves(labels))
         chosen: dict[Hashable, optax.GradientTransformation] = {
             label: x for label, x in optimizers.items() if label in used
@@ -81,9 +109,7 @@ def _groups(optimizers: Mapping[str, optax.GradientTransformation], names: PyTre
             extra["value_fn"] = lambda group, **kwargs: value_fn(merge(group, params), **kwargs)
         return split(updates).update(updates, state, params, **extra)
 
-    made = Groups(init, update)
-    made.named = lambda names: _groups(optimizers, names)
-    return made
+    return Groups(init, update)
 
 
 def _optimizer(pattern: str, x: Any) -> optax.GradientTransformation:
@@ -96,40 +122,39 @@ def _optimizer(pattern: str, x: Any) -> optax.GradientTransformation:
     return x
 
 
-def _labels(optimizers: Mapping[str, Any], names: PyTree, params: PyTree) -> PyTree:
+def _labels(optimizers: Mapping[str, Any], params: PyTree) -> PyTree:
     """The pattern that decides about each parameter, in the structure of `params`."""
-    flat, treedef = jax.tree_util.tree_flatten_with_path(params)
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    known = paths if names is None else jax.tree.leaves(names)
-    called = {
-        path: {path, path.rpartition("/")[2], name} for path, name in zip(paths, known, strict=True)
-    }
+    leaves, treedef = jax.tree.flatten_with_path(params)
     patterns = [pattern for pattern in optimizers if pattern != _DEFAULT]
-    free = ", ".join(
-        path if name == path else f"{path} ({name})" for path, name in zip(paths, known, strict=True)
-    )
-
-    labels, left = [], []
-    matches = {path: [p for p in patterns if _any_matches(called[path], p)] for path in paths}
-    for path in paths:
-        labels.append(matches[path][0] if matches[path] else _DEFAULT)
-        if not matches[path] and _DEFAULT not in optimizers:
-            left.append(path)
+    called, shown = _called([path for path, _ in leaves])
+    matches = [[p for p in patterns if any(fnmatchcase(x, p) for x in names)] for names in called]
+    labels = [found[0] if found else _DEFAULT for found in matches]
+    free = f"the free parameters are: {', '.join(shown)}"
+    if not _names.get():
+        free += " (their names are not known here: give patterns of paths)"
     for pattern in patterns:
         if pattern not in labels:
-            taken = any(pattern in found for found in matches.values())
+            taken = any(pattern in found for found in matches)
             why = "finds all its parameters taken by patterns before it" if taken else "matches none"
-            raise ValueError(f"the pattern {pattern!r} {why}; the free parameters are: {free}")
+            raise ValueError(f"the pattern {pattern!r} {why}; {free}")
+    left = [text for text, label in zip(shown, labels, strict=True) if label not in optimizers]
     if left:
         raise ValueError(
             f"no pattern matches {', '.join(left)}: add one, or a default; "
-            f"the patterns are: {', '.join(map(repr, patterns))}; the free parameters are: {free}"
+            f"the patterns are: {', '.join(map(repr, patterns))}; {free}"
         )
     return jax.tree.unflatten(treedef, labels)
 
 
-def _any_matches(names: set[str], pattern: str) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names)
+def _called(paths: Sequence[Path]) -> tuple[list[set[str]], list[str]]:
+    """What patterns may match of each parameter, and what errors show of it."""
+    called, shown = [], []
+    for path in paths:
+        text = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = _names.get().get(path, text)
+        called.append({text, text.rpartition("/")[2], name})
+        shown.append(name if text in ("", name) else f"{text} ({name})")
+    return called, shown
 
 
 # What the optimizer of a group gets is the whole tree with an optax.MaskedNode for each other parameter.

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
-from .groups import merge, restrict
+from .groups import Groups, merge, restrict
 from .line_search import forget
 
 
@@ -22,21 +22,21 @@ class LookaheadState(NamedTuple):
     """
 
     slow: PyTree  # the slow weights: what a fit returns
-    fast_state: PyTree  # of the base optimizer
+    fast_state: PyTree  # of base_optimizer
     steps_since_sync: Array
 
 
 def lookahead(
-    base: optax.GradientTransformation,
+    base_optimizer: optax.GradientTransformation,
     sync_period: int = 5,
-    slow_step_size: float = 0.5,
+    alpha: float = 0.5,
     grad_clip_norm: Clip = None,
     grad_clip_value: Clip = None,
 ) -> Optimizer:
-    """Lookahead: every `sync_period` updates of `base`, s ← s + a (x - s) and x ← s.
+    """Lookahead: every `sync_period` updates of `base_optimizer`, s ← s + a (x - s) and x ← s.
 
-    The loss sees the fast weights x, which `base` moves (it holds the learning rate); `run` returns the
-    slow weights s, which start where x does. a is `slow_step_size`.
+    The loss sees the fast weights x, which `base_optimizer` moves (it holds the learning rate); `run`
+    returns the slow weights s, which start where x does. a is `alpha`, above 0 and at most 1.
 
     Zhang et al., Lookahead optimizer: k steps forward, 1 step back, arXiv:1907.08610.
 
@@ -47,12 +47,14 @@ def lookahead(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    if not isinstance(base, optax.GradientTransformation):
-        raise TypeError(f"base must be an optimizer such as optimizers.adam(1e-3), got {base!r}")
+    if not isinstance(base_optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"base_optimizer must be an optimizer such as optimizers.adam(1e-3), got {base_optimizer!r}"
+        )
     sync_period = whole("sync_period", sync_period)
-    if not is_zero(1.0 - positive("slow_step_size", slow_step_size)):
-        fraction("slow_step_size", slow_step_size)
-    clipped = optax.chain(*clip(grad_clip_norm, grad_clip_value), base)
+    if not is_zero(1.0 - positive("alpha", alpha)):
+        fraction("alpha", alpha)
+    clipped = optax.chain(*clip(grad_clip_norm, grad_clip_value), base_optimizer)
 
     def init(params: Any) -> LookaheadState:
         return LookaheadState(
@@ -67,7 +69,7 @@ def lookahead(
         synced = count == sync_period
 
         def sync() -> tuple[Any, Any]:
-            ahead = lambda s, x, u: (s + slow_step_size * (x + u - s)).astype(s.dtype)
+            ahead = lambda s, x, u: (s + alpha * (x + u - s)).astype(s.dtype)
             slow = jax.tree.map(ahead, state.slow, params, updates)
             return slow, jax.tree.map(lambda s, x, u: (s - x).astype(u.dtype), slow, params, updates)
 
@@ -75,7 +77,7 @@ def lookahead(
         fast_state = forget(fast_state, synced)
         return updates, LookaheadState(slow, fast_state, jnp.where(synced, 0, count))
 
-    return Optimizer(init, update)
+    return (Groups if isinstance(base_optimizer, Groups) else Optimizer)(init, update)
 
 
 def evaluation_params(state: PyTree, params: PyTree) -> PyTree:

@@ -8,6 +8,7 @@ import pytest
 
 import fitopt
 from fitopt import Parameter, optimizers
+from fitopt.groups import by_name
 from fitopt.optimizers import adam, groups, lbfgs, learning_rate, lookahead, set_learning_rate, sgd
 
 from .conftest import close, hand_written
@@ -25,7 +26,7 @@ def parameters():
     return jax.tree_util.tree_map_with_path(make, START)
 
 
-def run(optimizer, steps=5, state=None):
+def run(optimizer, steps=5, state=None, loss=loss):
     state = parameters() if state is None else state
     fitted, history = fitopt.OptaxOptimizer(loss, optimizer).run(state, max_steps=steps)
     return fitopt.values(fitted), history["loss"]
@@ -70,12 +71,64 @@ def test_the_first_pattern_that_matches_decides():
     assert moved(groups({"rate_a": None, "rate*": sgd(1.0), "*": None})) == {"rate_b"}
 
 
+NAMES = {"rate_a": "alpha", "rate_b": "beta", "weights": {"in": "w", "out": ["u", "v"]}}
+
+
 def test_names_match_where_they_are_known():
-    names = {"rate_a": "alpha", "rate_b": "beta", "weights": {"in": "w", "out": ["u", "v"]}}
-    optimizer = groups({"alpha": sgd(1.0), "rate_b": sgd(1.0), "[uvw]": None}).named(names)
-    assert moved(optimizer) == {"rate_a", "rate_b"}
+    optimizer = groups({"alpha": sgd(1.0), "rate_b": sgd(1.0), "[uvw]": None})
+    assert moved(by_name(optimizer, NAMES)) == {"rate_a", "rate_b"}
     with pytest.raises(ValueError, match=r"rate_a \(alpha\), rate_b \(beta\), weights/in \(w\)"):
-        groups({"gamma": sgd(1.0)}, default=sgd(1.0)).named(names).init(START)
+        by_name(groups({"gamma": sgd(1.0)}, default=sgd(1.0)), NAMES).init(START)
+    with pytest.raises(ValueError, match=r"'alpha' matches none; .*names are not known here: give pat"):
+        optimizer.init(START)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.clip(10.0), tx),
+        lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(),
+        lambda tx: optax.apply_if_finite(tx, 3),
+        lambda tx: lookahead(tx, 100),
+        lambda tx: groups({"weights/*": None}, default=tx),
+        lambda tx: optax.masked(tx, {"rate_a": True, "rate_b": True, "weights": False}),
+    ],
+    ids=["chain", "MultiSteps", "apply_if_finite", "lookahead", "groups", "masked"],
+)
+def test_names_are_known_within_any_wrapper(wrap):
+    optimizer = by_name(wrap(groups({"alpha": sgd(1.0)}, default=optax.set_to_zero())), NAMES)
+    updates, _ = optimizer.update(START, optimizer.init(START), START)
+    assert updates["rate_a"] == -START["rate_a"] and (updates["rate_b"] == 0).all()
+
+
+def test_names_of_one_fit_do_not_reach_the_next():
+    optimizer = groups({"alpha": sgd(1.0)}, default=sgd(1.0))
+    by_name(optimizer, NAMES).init(START)
+    with pytest.raises(ValueError, match="'alpha' matches none"):
+        optimizer.init(START)
+    with pytest.raises(ValueError, match="no pattern"):
+        by_name(groups({"alpha": None}), NAMES).init(START)
+    with pytest.raises(ValueError, match="'alpha' matches none"):
+        optimizer.init(START)
+
+
+def test_groups_within_lookahead_go_by_name_through_run():
+    state = {"a": Parameter("alpha", 3.0), "b": Parameter("beta", 3.0)}
+    optimizer = lookahead(groups({"alpha": sgd(0.1), "beta": None}), 2, 0.5)
+    fitted, history = run(optimizer, 4, state, loss=lambda s: (s["a"] - 1) ** 2 + s["b"])
+    slow = fast = 3.0
+    for _ in range(2):
+        fast = 1 + 0.8**2 * (fast - 1)
+        slow = fast = slow + 0.5 * (fast - slow)
+    np.testing.assert_allclose([fitted["a"], fitted["b"]], [slow, 3.0], rtol=1e-6)
+
+
+def test_a_state_that_is_one_parameter_has_a_name_alone():
+    state = Parameter("k", 3.0)
+    fitted, _ = run(groups({"k": sgd(0.5)}), 1, state, loss=lambda k: (k - 1) ** 2)
+    assert fitted == 1.0
+    with pytest.raises(ValueError, match="the pattern 'q' matches none; the free parameters are: k"):
+        run(groups({"q": sgd(0.5)}, default=sgd(0.1)), 1, state, loss=lambda k: k**2)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_with_the_names():

@@ -489,11 +489,11 @@ def test_bad_arguments_of_adam(arguments, error, match):
         (lambda: optimizers.momentum(momentum=1.0), ValueError, "momentum must be in"),
         (lambda: optimizers.rprop(etas=(1.2, 0.5)), ValueError, "etas must be"),
         (lambda: optimizers.rprop(step_sizes=(1.0, 0.1)), ValueError, "step_sizes must be"),
-        (lambda: optimizers.lookahead(optax.sgd), TypeError, "base must be an optimizer"),
+        (lambda: optimizers.lookahead(optax.sgd), TypeError, "base_optimizer must be an optimizer"),
         (lambda: optimizers.lookahead(optax.sgd(0.1), 0), ValueError, "sync_period"),
         (lambda: optimizers.lookahead(optax.sgd(0.1), 2.5), TypeError, "sync_period"),
-        (lambda: optimizers.lookahead(optax.sgd(0.1), 5, 0.0), ValueError, "slow_step_size"),
-        (lambda: optimizers.lookahead(optax.sgd(0.1), 5, 1.5), ValueError, "slow_step_size"),
+        (lambda: optimizers.lookahead(optax.sgd(0.1), 5, 0.0), ValueError, "alpha"),
+        (lambda: optimizers.lookahead(optax.sgd(0.1), 5, 1.5), ValueError, "alpha"),
     ],
 )
 def test_bad_arguments(make, error, match):
