@@ -7,7 +7,14 @@ from .printing import PrintLoss as PrintLoss
 from .progress import ProgressBar as ProgressBar
 from .recording import KeepBest as KeepBest
 from .recording import Record as Record
+from .recording import RecordAux as RecordAux
+from .recording import RecordGradientNorm as RecordGradientNorm
+from .recording import RecordGradients as RecordGradients
 from .recording import RecordLearningRate as RecordLearningRate
 from .recording import RecordParameters as RecordParameters
+from .recording import RecordTime as RecordTime
 from .stopping import EarlyStopping as EarlyStopping
+from .stopping import StopAfter as StopAfter
+from .stopping import StopOnGradient as StopOnGradient
 from .stopping import StopOnLoss as StopOnLoss
+from .stopping import StopOnStep as StopOnStep

@@ -6,7 +6,7 @@ from typing import Any
 
 from fitopt.callback import Fit, HostCallback
 
-from .recording import _check_every
+from ._checks import check_every
 
 
 class PrintLoss(HostCallback):
@@ -24,7 +24,7 @@ class PrintLoss(HostCallback):
     uses = ()
 
     def __init__(self, every: int = 1):
-        self.every = _check_every("PrintLoss", every)
+        self.every = check_every("PrintLoss", every)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:

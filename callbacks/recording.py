@@ -1,20 +1,21 @@
-"""Traced callbacks that write down what happens, and `KeepBest`."""
+"""Callbacks that write down what happens, and `KeepBest`."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from fitopt.callback import Callback, StepInfo
+from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.history import RESERVED
 
+from ._checks import check_every, check_function, check_rate
 
-def _check_every(name: str, every: Any) -> int:
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"{name}: every must be a positive integer, got {every!r}")
-    return every
+Norm = Literal["l2", "max"]
 
 
 class Record(Callback):
@@ -26,8 +27,10 @@ class Record(Callback):
     - `fn`: a traceable function of a `fitopt.StepInfo` that returns an array or a pytree of arrays.
     - `every`: record at steps 0, `every`, 2 `every`, ...; between them `fn` is not computed.
 
+    **Raises:** `ValueError` for a name that the history itself uses.
+
     >>> import jax.numpy as jnp
-    >>> norm = Record("norm", lambda info: jnp.abs(info.params["k"]), every=10)
+    >>> size = Record("size", lambda info: jnp.abs(info.params["k"]), every=10)
     """
 
     name: str
@@ -39,11 +42,9 @@ class Record(Callback):
             raise ValueError(
                 f"Record: name must be a string other than {', '.join(RESERVED)}; got {name!r}"
             )
-        if not callable(fn):
-            raise TypeError(f"Record {name!r}: fn must be a function of the step's info, got {fn!r}")
         self.name = name
-        self.fn = fn
-        self.every = _check_every("Record", every)
+        self.fn = check_function(f"Record {name!r}", "fn", fn, "the step's info")
+        self.every = check_every("Record", every)
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {self.name: self.fn(info)}
@@ -52,17 +53,85 @@ class Record(Callback):
 class RecordParameters(Callback):
     """Record the free values as `history["parameters"]`, at every `every`-th step.
 
-    They are those at which the step's loss was taken, in the structure of the state, with a leading
-    axis of records.
+    They are those at which the step's loss was taken, in the user's units and in the structure of the
+    state, with a leading axis of records.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordParameters(every=2))
+    >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=5)
+    >>> history["parameters"]["x"], history.steps("parameters")
+    (array([1.    , 0.25  , 0.0625], dtype=float32), array([0, 2, 4]))
     """
 
     every: int
 
     def __init__(self, every: int = 1):
-        self.every = _check_every("RecordParameters", every)
+        self.every = check_every("RecordParameters", every)
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {"parameters": info.params}
+
+
+class RecordGradients(Callback):
+    """Record the gradients as `history["gradients"]`, at every `every`-th step.
+
+    They are in coordinates, which is what the optimizer moves: for a Parameter without bounds, scale or
+    transform the same as in the user's units. In the structure of the state, with a leading axis of
+    records.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordGradients())
+    >>> fit.run({"x": Parameter("x", 1.0)}, max_steps=3)[1]["gradients"]["x"]
+    array([2. , 1. , 0.5], dtype=float32)
+    """
+
+    every: int
+
+    def __init__(self, every: int = 1):
+        self.every = check_every("RecordGradients", every)
+
+    def record(self, info: StepInfo) -> dict[str, PyTree]:
+        return {"gradients": info.grads}
+
+
+class RecordGradientNorm(Callback):
+    """Record the size of the gradient as `history["gradient_norm"]`, at every `every`-th step.
+
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+    - `norm`: `"l2"`, the square root of the sum of all squares, or `"max"`, the largest entry; over all
+        free Parameters, in coordinates.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordGradientNorm())
+    >>> fit.run({"x": Parameter("x", -1.0)}, max_steps=3)[1]["gradient_norm"]
+    array([2. , 1. , 0.5], dtype=float32)
+    """
+
+    every: int
+    norm: Norm
+
+    def __init__(self, every: int = 1, norm: Norm = "l2"):
+        self.every = check_every("RecordGradientNorm", every)
+        self.norm = check_norm("RecordGradientNorm", norm)
+
+    def record(self, info: StepInfo) -> dict[str, PyTree]:
+        return {"gradient_norm": gradient_norm(info.grads, self.norm)}
+
+
+def check_norm(who: str, norm: Any) -> Norm:
+    if norm not in get_args(Norm):
+        raise ValueError(f'{who}: norm must be "l2" or "max", got {norm!r}')
+    return norm
+
+
+def gradient_norm(grads: PyTree, norm: Norm) -> Float[Array, ""]:
+    sizes = [jnp.abs(grad) for grad in jax.tree.leaves(grads)]
+    sizes = [size.astype(jnp.promote_types(size.dtype, jnp.float32)) for size in sizes]
+    if norm == "max":
+        return jnp.max(jnp.stack([jnp.max(size, initial=0.0) for size in sizes]))
+    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(jnp.square(size)) for size in sizes])))
 
 
 class RecordLearningRate(Callback):
@@ -84,15 +153,65 @@ class RecordLearningRate(Callback):
     every: int
 
     def __init__(self, every: int = 1):
-        self.every = _check_every("RecordLearningRate", every)
+        self.every = check_every("RecordLearningRate", every)
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
-        if info.learning_rate is None:
+        return {"learning_rate": check_rate("RecordLearningRate", info)}
+
+
+class RecordAux(Callback):
+    """Record what the loss returns besides as `history["aux"]`, at every `every`-th step.
+
+    **Raises:** `ValueError` when the fit starts, if the loss returns nothing besides.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> loss = lambda state: (state["x"] ** 2, {"x": state["x"]})
+    >>> fit = OptaxOptimizer(loss, optimizers.sgd(0.25), RecordAux(), has_aux=True)
+    >>> fit.run({"x": Parameter("x", 1.0)}, max_steps=3)[1]["aux"]["x"]
+    array([1.  , 0.5 , 0.25], dtype=float32)
+    """
+
+    every: int
+
+    def __init__(self, every: int = 1):
+        self.every = check_every("RecordAux", every)
+
+    def record(self, info: StepInfo) -> dict[str, PyTree]:
+        if not jax.tree.leaves(info.aux):
             raise ValueError(
-                "RecordLearningRate: the state of this optimizer holds no learning rate; use one of "
-                "fitopt.optimizers, or optax.inject_hyperparams"
+                "RecordAux: the loss returns no auxiliary data; let it return (loss, aux), "
+                "and say has_aux=True"
             )
-        return {"learning_rate": info.learning_rate}
+        return {"aux": info.aux}
+
+
+class RecordTime(HostCallback):
+    """Record the seconds since the fit began as `history["time"]`, at every `every`-th step.
+
+    Compilation counts. It visits Python, which takes some hundred microseconds each time: where steps
+    are fast, choose `every` accordingly. After a resume it counts on from the last record.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordTime(every=100))
+    >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=500)
+    >>> history["time"].shape, history.steps("time")
+    ((5,), array([  0, 100, 200, 300, 400]))
+    """
+
+    uses = ()
+
+    def __init__(self, every: int = 1):
+        self.every = check_every("RecordTime", every)
+
+    @contextlib.contextmanager
+    def open(self, fit: Fit) -> Iterator[Any]:
+        before = fit.history.get("time", (0.0,))[-1]
+        began = time.perf_counter()
+
+        def write(*arguments: Any) -> None:
+            fit.record("time", before + time.perf_counter() - began, self.every)
+
+        yield write
 
 
 class Best(NamedTuple):
@@ -103,15 +222,36 @@ class Best(NamedTuple):
 
 
 class KeepBest(Callback):
-    """Return the state with the least loss of all that were evaluated, instead of the last one."""
+    """Return the state with the least loss of all that were evaluated, instead of the last one.
+
+    **Arguments:**
+
+    - `every`: consider steps 0, `every`, 2 `every`, ... and the last state: where there are very many
+        parameters, their copies take time.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> loss = lambda state: (state["x"] - 0.5) ** 2
+    >>> fit = OptaxOptimizer(loss, optimizers.sgd(1.5), KeepBest())  # each step overshoots by more
+    >>> fitted, history = fit.run({"x": Parameter("x", 0.75)}, max_steps=10)
+    >>> print(f"{fitted['x']} {history['final_loss']}")
+    0.75 0.0625
+    """
+
+    every: int
+
+    def __init__(self, every: int = 1):
+        self.every = check_every("KeepBest", every)
 
     def init(self, info: StepInfo) -> Best:
         return Best(jnp.full_like(info.loss, jnp.inf), info.params)
 
     def update(self, info: StepInfo, carry: Best) -> tuple[Best, bool]:
+        better = info.loss < carry.loss
+        if self.every > 1:
+            better &= info.step % self.every == 0
         # A branch that copies is cheaper than a selection in every parameter.
         here = Best(info.loss, info.params)
-        return lax.cond(info.loss < carry.loss, lambda: here, lambda: carry), False
+        return lax.cond(better, lambda: here, lambda: carry), False
 
     def result(self, carry: Best) -> tuple[PyTree, Array]:
         return carry.params, carry.loss

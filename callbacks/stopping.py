@@ -1,26 +1,38 @@
-"""Traced callbacks that end a fit."""
+"""Callbacks that end a fit."""
 
-import math
+import contextlib
+import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from fitopt.callback import Callback, StepInfo
+from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 
-from .recording import Best, KeepBest
+from ._checks import (
+    Monitor,
+    check_count,
+    check_monitor,
+    check_not_negative,
+    check_number,
+    monitored,
+    name_of,
+)
+from .recording import Best, KeepBest, Norm, check_norm, gradient_norm
 
 _MOST_PATIENCE = 2**24  # float32 counts no further
 
 
 class _Patience(NamedTuple):
-    # The loss to improve on, and the steps since it did: one array, since each costs the loop a kernel.
+    # The number to improve on, and the steps since: one array, as each array costs the loop a kernel.
     progress: Float[Array, "2"]
     best: Best | None
 
 
 class EarlyStopping(Callback):
-    """Stop when the loss has not improved for a while.
+    """Stop when the loss, or another number, has not improved for a while.
 
     **Arguments:**
 
@@ -28,39 +40,51 @@ class EarlyStopping(Callback):
     - `min_delta`: a loss counts as better if it is less than the best by more than this; in units of
         the loss.
     - `restore_best`: return the state with the least loss, as `KeepBest` does.
+    - `monitor`: what to watch instead of the loss: a traceable function of a `fitopt.StepInfo` that
+        returns a real scalar, the less the better; such as a validation loss in `info.aux`.
 
-    **Raises:** `ValueError` unless `patience` is at least 1 and `min_delta` at least 0.
+    **Raises:** `ValueError` unless `patience` is at least 1 and `min_delta` at least 0; `TypeError` when
+    the fit starts, if `monitor` returns no real scalar.
 
     >>> EarlyStopping(patience=100, min_delta=1e-6).why()
     'EarlyStopping: the loss did not improve by more than 1e-06 in 100 steps'
+    >>> def validation(info):
+    ...     return info.aux["validation"]
+    >>> EarlyStopping(patience=100, monitor=validation).why()
+    'EarlyStopping: validation did not improve in 100 steps'
     """
 
     patience: int
     min_delta: float
     restore_best: bool
+    monitor: Monitor | None
 
-    def __init__(self, patience: int, min_delta: float = 0.0, restore_best: bool = False):
-        whole = isinstance(patience, int) and not isinstance(patience, bool)
-        if not whole or not 1 <= patience <= _MOST_PATIENCE:
+    def __init__(
+        self,
+        patience: int,
+        min_delta: float = 0.0,
+        restore_best: bool = False,
+        monitor: Monitor | None = None,
+    ):
+        self.patience = check_count("EarlyStopping", "patience", patience)
+        if self.patience > _MOST_PATIENCE:
             raise ValueError(
-                f"EarlyStopping: patience must be from 1 to {_MOST_PATIENCE} steps, got {patience!r}"
+                f"EarlyStopping: patience must be at most {_MOST_PATIENCE}, got {patience!r}"
             )
-        if not (min_delta >= 0 and math.isfinite(min_delta)):
-            raise ValueError(f"EarlyStopping: min_delta must be at least 0, got {min_delta!r}")
-        self.patience = patience
-        self.min_delta = float(min_delta)
+        self.min_delta = check_not_negative("EarlyStopping", "min_delta", min_delta)
         self.restore_best = bool(restore_best)
+        self.monitor = check_monitor("EarlyStopping", monitor)
 
     def init(self, info: StepInfo) -> _Patience:
         best = KeepBest().init(info) if self.restore_best else None
-        dtype = jnp.promote_types(info.loss.dtype, jnp.float32)
+        dtype = jnp.promote_types(monitored("EarlyStopping", self.monitor, info).dtype, jnp.float32)
         return _Patience(jnp.array([jnp.inf, 0.0], dtype), best)
 
     def update(self, info: StepInfo, carry: _Patience) -> tuple[_Patience, Array]:
         least, waited = carry.progress[0], carry.progress[1]
-        loss = info.loss.astype(least.dtype)
-        improved = jnp.stack([loss, jnp.zeros_like(waited)])
-        progress = jnp.where(loss < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
+        score = monitored("EarlyStopping", self.monitor, info).astype(least.dtype)
+        improved = jnp.stack([score, jnp.zeros_like(waited)])
+        progress = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
         best = carry.best
         if best is not None:
             best, _ = KeepBest().update(info, best)
@@ -71,7 +95,7 @@ class EarlyStopping(Callback):
 
     def why(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
-        return f"EarlyStopping: the loss did not improve{by} in {self.patience} steps"
+        return f"EarlyStopping: {name_of(self.monitor)} did not improve{by} in {self.patience} steps"
 
 
 class StopOnLoss(Callback):
@@ -86,13 +110,124 @@ class StopOnLoss(Callback):
     threshold: float
 
     def __init__(self, threshold: float):
-        number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
-        if not number or math.isnan(threshold):
-            raise ValueError(f"StopOnLoss: threshold must be a number, got {threshold!r}")
-        self.threshold = float(threshold)
+        self.threshold = check_number("StopOnLoss", "threshold", threshold)
 
     def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
         return carry, info.loss <= self.threshold
 
     def why(self) -> str:
         return f"StopOnLoss: the loss reached {self.threshold:g}"
+
+
+class StopOnGradient(Callback):
+    """Stop after the first step whose gradient is at most `tolerance`.
+
+    **Arguments:**
+
+    - `tolerance`: of the gradient in coordinates: for a Parameter without bounds, scale or transform
+        that is loss per unit of the parameter.
+    - `norm`: `"max"`, the largest entry, as `gtol` of `scipy.optimize` has it; or `"l2"`, the square
+        root of the sum of all squares.
+
+    **Raises:** `ValueError` unless `tolerance` is at least 0.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), StopOnGradient(1e-3))
+    >>> fit.run({"x": Parameter("x", 1.0)}, max_steps=100)[1]["stop_reason"]
+    'StopOnGradient: the largest entry of the gradient is at most 0.001 (at step 11)'
+    """
+
+    tolerance: float
+    norm: Norm
+
+    def __init__(self, tolerance: float, norm: Norm = "max"):
+        self.tolerance = check_not_negative("StopOnGradient", "tolerance", tolerance)
+        self.norm = check_norm("StopOnGradient", norm)
+
+    def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
+        return carry, gradient_norm(info.grads, self.norm) <= self.tolerance
+
+    def why(self) -> str:
+        what = {"max": "largest entry", "l2": "norm"}[self.norm]
+        return f"StopOnGradient: the {what} of the gradient is at most {self.tolerance:g}"
+
+
+class _Before(NamedTuple):
+    """The step before."""
+
+    loss: Array
+    params: PyTree
+
+
+class StopOnStep(Callback):
+    """Stop when both the parameters and the loss hardly change any more (Cauchy's test).
+
+    It stops after the first step i with |yᵢ - yᵢ₋₁| ≤ atol + rtol |yᵢ| for every entry y of the free
+    Parameters, in the user's units, and for the loss. This is the test of optimistix' solvers, in the
+    largest norm.
+
+    An optimizer that stands still on purpose for some steps, such as `optax.MultiSteps`, passes it.
+
+    **Raises:** `ValueError` unless both are at least 0.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), StopOnStep(0.0, 1e-3))
+    >>> fit.run({"x": Parameter("x", 1.0)}, max_steps=100)[1]["stop_reason"]
+    'StopOnStep: no parameter and no loss changed by more than rtol=0, atol=0.001 (at step 10)'
+    """
+
+    rtol: float
+    atol: float
+
+    def __init__(self, rtol: float, atol: float):
+        self.rtol = check_not_negative("StopOnStep", "rtol", rtol)
+        self.atol = check_not_negative("StopOnStep", "atol", atol)
+
+    def init(self, info: StepInfo) -> _Before:
+        return _Before(jnp.full_like(info.loss, jnp.inf), info.params)
+
+    def update(self, info: StepInfo, carry: _Before) -> tuple[_Before, Array]:
+        now = _Before(info.loss, info.params)
+        close = jax.tree.map(self._is_close, now, carry)
+        return now, jnp.all(jnp.stack(jax.tree.leaves(close)))
+
+    def _is_close(self, now: Array, before: Array) -> Bool[Array, ""]:
+        return jnp.all(jnp.abs(now - before) <= self.atol + self.rtol * jnp.abs(now))
+
+    def why(self) -> str:
+        return (
+            "StopOnStep: no parameter and no loss changed by more than "
+            f"rtol={self.rtol:g}, atol={self.atol:g}"
+        )
+
+
+class StopAfter(HostCallback):
+    """Stop when some time has passed, for batch queues and the patient.
+
+    The clock starts with the fit: compilation counts. The fit ends with the stretch of about a tenth of
+    a second, or the one step, during which time was up. A resumed fit gets the whole time anew.
+
+    **Raises:** `ValueError` unless `seconds` is at least 0.
+
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(1e-6), StopAfter(seconds=0.1))
+    >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=10**9)
+    >>> history["stop_reason"].split(":")[0]
+    'StopAfter'
+    """
+
+    every = None
+    uses = ()
+
+    def __init__(self, seconds: float):
+        self.seconds = check_not_negative("StopAfter", "seconds", seconds)
+
+    @contextlib.contextmanager
+    def open(self, fit: Fit) -> Iterator[Any]:
+        until = time.perf_counter() + self.seconds
+
+        def look(*arguments: Any) -> None:
+            if time.perf_counter() >= until:
+                fit.stop(f"StopAfter: {self.seconds:g} s have passed")
+
+        yield look
