@@ -1,10 +1,18 @@
 """What a fit leaves behind besides the fitted state."""
 
-from typing import Any
+import os
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
 from jaxtyping import Int, PyTree
+
+from . import archive
+from .table import columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 RESERVED = ("loss", "n_steps", "final_loss", "best_loss", "best_step", "stop_reason", "elapsed")
 
@@ -44,18 +52,101 @@ class History(dict):
         records = jax.tree.leaves(self[name])[0].shape[0]
         return np.arange(records) * self._every.get(name, 1)
 
+    def _series(self) -> dict[str, int]:
+        """The names of the series, each with the number of steps from one record to the next."""
+        return {name: every for name, every in {"loss": 1, **self._every}.items() if name in self}
+
+    def to_dataframe(self) -> "DataFrame":
+        """The series as a pandas DataFrame with a row for each step.
+
+        The columns are the loss and all that was recorded of numbers and of arrays with up to eight
+        entries, named such as `learning_rate`, `parameters/rate`, `parameters/weight[0,1]` and, where
+        numbers are complex, `parameters/z.real`. A series holds NaN where it was not recorded.
+
+        **Raises:** `ImportError` without pandas; `ValueError` for the history of several fits, from
+        `vmap`.
+
+        >>> frame = History(loss=np.array([4.0, 2.0, 1.0])).to_dataframe()
+        >>> frame["loss"].idxmin()
+        2
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError('to_dataframe needs pandas: pip install "fitopt[pandas]"') from error
+        found = columns(self)
+        rows = max((column.every * (len(column.values) - 1) + 1 for column in found.values()), default=0)
+        index = pandas.RangeIndex(max(rows, 0), name="step")
+        series = {
+            name: pandas.Series(values, np.arange(len(values)) * every).reindex(index)
+            for name, (every, values) in found.items()
+        }
+        return pandas.DataFrame(series, index)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to one `.npz` file, without pickle; `History.load` reads it.
+
+        A file of that name is replaced when all of the new one is on the disk. `numpy.load` reads the
+        arrays too, as `"loss"`, `"parameters/rate"` and so on.
+
+        Dicts, lists, tuples and named tuples stay what they are; other nodes of a pytree, such as
+        Equinox modules, become dicts, and JAX arrays NumPy arrays.
+
+        **Raises:** `TypeError` for what is neither an array, a number nor a string; `OSError`.
+
+        >>> import tempfile
+        >>> history = History(loss=np.array([4.0, 2.0, 1.0]), n_steps=3)
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     history.save(f"{directory}/fit.npz")
+        ...     loaded = History.load(f"{directory}/fit.npz")
+        >>> loaded["loss"], loaded["n_steps"]
+        (array([4., 2., 1.]), 3)
+        """
+        archive.write(path, self, self._every)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The history that `save` has written to a file.
+
+        **Raises:** `ValueError` if the file is another one, or damaged.
+        """
+        items, every = archive.read(path)
+        history = cls(items)
+        history._every = every
+        return history
+
+    def plot(self, *names: str, ax: "Axes | None" = None, log: bool | None = None) -> "Axes":
+        """Draw the loss, or the series of these names: see `fitopt.plotting.plot_history`."""
+        from .plotting import plot_history  # which knows histories
+
+        return plot_history(self, *names, ax=ax, log=log)
+
     def __repr__(self) -> str:
-        if "n_steps" not in self or not isinstance(self["n_steps"], int):
-            return f"History({', '.join(repr(name) for name in self)})"
-        lines = [
-            f"History of {self['n_steps']} steps in {self.get('elapsed', 0.0):.3g} s: "
-            f"{self.get('stop_reason', '')}",
-            f"  final loss {self['final_loss']:.6g}, "
-            f"best {self['best_loss']:.6g} at step {self['best_step']}",
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(dict(self))):
+            return f"History({', '.join(map(repr, self))})"
+        recorded = [
+            name if every == 1 else f"{name} (every {every})"
+            for name, every in self._series().items()
+            if name != "loss"
         ]
-        if self._every:
-            lines.append(f"  recorded: {', '.join(self._every)}")
+        lines = self._summary() + ([f"  recorded: {', '.join(recorded)}"] if recorded else [])
         return "\n".join(lines)
+
+    def _summary(self) -> list[str]:
+        if "n_steps" not in self:
+            losses = np.asarray(self.get("loss", ()))
+            last = f", the last loss {losses[-1]:.6g}" if losses.ndim == 1 and len(losses) else ""
+            return [f"History of a fit under way: {len(losses)} steps{last}"]
+        steps = np.asarray(self["n_steps"])
+        if steps.ndim:  # from vmap
+            return [f"History of {steps.size} fits, of {steps.min()} to {steps.max()} steps"]
+        line = f"History of {steps} steps"
+        line += f" in {self['elapsed']:.3g} s" if "elapsed" in self else ""
+        line += f": {self['stop_reason']}" if "stop_reason" in self else ""
+        if not {"final_loss", "best_loss", "best_step"} <= set(self):
+            return [line]
+        final, best = (float(np.asarray(self[name])) for name in ("final_loss", "best_loss"))
+        return [line, f"  final loss {final:.6g}, best {best:.6g} at step {self['best_step']}"]
 
 
 def _flatten(history: History) -> tuple[tuple[Any, ...], Any]:
