@@ -12,6 +12,7 @@ from .callback import HostCallback as HostCallback
 from .callback import StepInfo as StepInfo
 from .engine import OptaxOptimizer as OptaxOptimizer
 from .history import History as History
+from .least_squares import LeastSquares as LeastSquares
 from .parameter import Parameter as Parameter
 from .partition import combine as combine
 from .partition import partition as partition

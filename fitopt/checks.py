@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,19 @@ from jaxtyping import Array, PyTree
 from .callback import Callback, HostCallback, cadence, label
 from .parameter import Parameter
 from .partition import is_parameter
+
+
+def is_minimiser(optimizer: Any) -> bool:
+    """Whether it is a minimiser of optimistix."""
+    optimistix = sys.modules.get("optimistix")  # whoever has one has imported it
+    if optimistix is None or not isinstance(optimizer, optimistix.AbstractIterativeSolver):
+        return False
+    if not isinstance(optimizer, optimistix.AbstractMinimiser):
+        raise TypeError(
+            f"optimizer must minimise a scalar loss, and {type(optimizer).__name__} of optimistix does "
+            "not; for least squares use fitopt.LeastSquares(residuals, solver)"
+        )
+    return True
 
 
 def check_optimizer(optimizer: Any) -> Any:

@@ -12,7 +12,14 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, PyTree
 
 from .callback import Callback, HostCallback, label
-from .checks import check_callbacks, check_loss, check_max_steps, check_optimizer, nothing_free
+from .checks import (
+    check_callbacks,
+    check_loss,
+    check_max_steps,
+    check_optimizer,
+    is_minimiser,
+    nothing_free,
+)
 from .differentiation import MODES
 from .driver import Run
 from .history import History
@@ -88,13 +95,14 @@ class Fitter:
 
 
 class OptaxOptimizer(Fitter):
-    """Fit the free Parameters of a state with any optax optimizer.
+    """Fit the free Parameters of a state with any optax optimizer, or a minimiser of optimistix.
 
     **Arguments:**
 
     - `loss`: a function of the state that returns a real scalar, or `(scalar, aux)` with
         `has_aux=True`. It gets the state with plain arrays in place of Parameters.
-    - `optimizer`: any `optax.GradientTransformation`; line searches get what they need.
+    - `optimizer`: any `optax.GradientTransformation`; line searches get what they need. Or a minimiser
+        of optimistix, such as `optimistix.BFGS(rtol, atol)`, whose convergence ends the fit.
     - `callback`: one callback or a list of them, run in that order: traced ones (`fitopt.Callback`)
         and plain Python functions `callback(step, diff_state, static_state, fitting_data, aux_data,
         loss_value, grads)` that return None, whether to stop, or `(stop, diff_state, static_state)`.
@@ -128,8 +136,15 @@ class OptaxOptimizer(Fitter):
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
-        make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
-        super().__init__(callback, functools.partial(_evaluate, loss, has_aux), make_stepper)
+        evaluate = functools.partial(_evaluate, loss, has_aux)
+        if is_minimiser(optimizer):
+            from . import solver_stepper  # brings optimistix with it
+
+            make_stepper = functools.partial(solver_stepper.make, optimizer)
+            super().__init__(callback, evaluate, make_stepper, solver_stepper.endings(optimizer), True)
+        else:
+            make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
+            super().__init__(callback, evaluate, make_stepper)
 
     def run(self, state: State, max_steps: int = 1, mode: str = "rev") -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.

@@ -1,0 +1,181 @@
+"""`LeastSquares`: fit the Parameters of a state by their residuals."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from .checks import describe
+from .differentiation import MODES
+from .engine import Fitter
+from .history import History
+from .line_search import to_real
+from .robust import LOSSES, RobustLoss
+
+if TYPE_CHECKING:
+    import optimistix
+
+State = TypeVar("State", bound=PyTree)
+
+
+class LeastSquares(Fitter):
+    """Fit the free Parameters of a state so that the sum of squared residuals is least.
+
+    **Arguments:**
+
+    - `residuals`: a function of the state that returns what should be small: an array or a pytree of
+        arrays, such as model - data; or `(residuals, aux)` with `has_aux=True`. It gets the state with
+        plain arrays in place of Parameters.
+    - `solver`: a least-squares solver of optimistix; `optimistix.LevenbergMarquardt` by default.
+    - `callback`: one callback or a list of them, as for `fitopt.OptaxOptimizer`.
+    - `has_aux`: whether `residuals` returns auxiliary data besides.
+    - `sigma`: the standard deviation of each datum, by which its residual is divided: a number, an
+        array or a pytree in the structure of the residuals, broadcast to their shapes.
+    - `absolute_sigma`: whether `sigma` has the unit of the residuals, so that standard errors follow
+        from it alone; else only its proportions count, and the scatter of the residuals sets the size
+        of the errors, as in `scipy.optimize.curve_fit`.
+    - `loss`: `"linear"`, or one that large residuals count less in: `"soft_l1"`, `"huber"`, `"cauchy"`,
+        `"arctan"`, as defined by `scipy.optimize.least_squares`.
+    - `f_scale`: from which size on a (weighted) residual counts as large.
+
+    `history["loss"]` is the sum of squares of the residuals, weighted where there is a `sigma`; with a
+    robust loss the sum of f_scale² ρ((residual / f_scale)²): always twice scipy's cost. A step tries one
+    point; its loss is that of the best point so far.
+
+    **Raises:** `TypeError` and `ValueError` for arguments of the wrong kind.
+
+    >>> import jax.numpy as jnp
+    >>> from fitopt import LeastSquares, Parameter
+    >>> x = jnp.linspace(0.0, 1.0, 20)
+    >>> y = 3.0 * jnp.exp(-2.0 * x)
+    >>> def residuals(state):
+    ...     return state["height"] * jnp.exp(-state["rate"] * x) - y
+    >>> state = {"height": Parameter("height", 1.0), "rate": Parameter("rate", 1.0, lower=0)}
+    >>> fitted, history = LeastSquares(residuals).run(state)
+    >>> print(f"{fitted['height']:.3f} {fitted['rate']:.3f}")
+    3.000 2.000
+    """
+
+    def __init__(
+        self,
+        residuals: Callable[[Any], Any],
+        solver: "optimistix.AbstractLeastSquaresSolver | None" = None,
+        callback: Any = None,
+        has_aux: bool = False,
+        *,
+        sigma: PyTree = None,
+        absolute_sigma: bool = False,
+        loss: str = "linear",
+        f_scale: float = 1.0,
+    ):
+        if not callable(residuals):
+            raise TypeError(f"residuals must be a function of the state, got {residuals!r}")
+        for name, flag in (("has_aux", has_aux), ("absolute_sigma", absolute_sigma)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, got {flag!r}")
+        if absolute_sigma and sigma is None:
+            raise ValueError("absolute_sigma=True needs a sigma")
+        _check_sigma(sigma)
+        if not isinstance(loss, str) or loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
+        if not (np.ndim(f_scale) == 0 and f_scale > 0 and math.isfinite(f_scale)):
+            raise ValueError(f"f_scale must be a positive number, got {f_scale!r}")
+        self._absolute_sigma = absolute_sigma
+        from . import solver_stepper  # optimistix takes as long to import as jax
+
+        solver = solver_stepper.least_squares_solver(solver)
+        evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], float(f_scale))
+        make_stepper = functools.partial(solver_stepper.make, solver)
+        super().__init__(callback, evaluate, make_stepper, solver_stepper.endings(solver), True)
+
+    def run(self, state: State, max_steps: int = 1000, mode: str | None = None) -> tuple[State, History]:
+        """Make steps from `state` until the solver has converged, at most `max_steps`.
+
+        **Arguments:**
+
+        - `state`: any pytree with at least one free Parameter, as for `fitopt.OptaxOptimizer`.
+        - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
+        - `mode`: `"fwd"` or `"rev"`: how the Jacobian is computed; by default in forward mode, unless
+            there are more Parameters than residuals.
+
+        **Returns:** the fitted state, in the structure of `state`, and the `History`.
+
+        **Raises:** `TypeError` and `ValueError` for arguments and residuals that cannot be fitted;
+        `ValueError` if the residuals are not finite at the start.
+        """
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
+        return self._run(state, max_steps, mode)
+
+
+def _check_sigma(sigma: PyTree) -> None:
+    for leaf in jax.tree.leaves(sigma):
+        if isinstance(leaf, Tracer):
+            continue
+        array = np.asarray(leaf)
+        if array.dtype.kind not in "fiu" and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise TypeError(f"sigma must hold numbers, got {leaf!r}")
+        if not np.all((array > 0) & np.isfinite(array)):
+            raise ValueError(f"sigma must be positive and finite everywhere, got {leaf!r}")
+
+
+def _evaluate(
+    residuals: Callable[[Any], Any],
+    has_aux: bool,
+    sigma: PyTree,
+    robust: RobustLoss,
+    f_scale: float,
+    state: Any,
+) -> tuple[PyTree, Any]:
+    """Residuals as they are squared and summed: weighted, and bent by the robust loss."""
+    output = residuals(state)
+    aux = None
+    if has_aux:
+        if not (isinstance(output, tuple) and len(output) == 2):
+            raise TypeError(
+                "has_aux=True: the residuals must be a pair (residuals, aux), "
+                f"but the function returned {describe(output)}"
+            )
+        output, aux = output
+    output = jax.tree.map(_as_residuals, output)
+    if not jax.tree.leaves(output):
+        raise TypeError(f"residuals must return arrays, but it returned {output!r}")
+    if sigma is not None:
+        output = _weighted(output, sigma)
+    output = to_real(output)
+    if robust is not None:
+        output = jax.tree.map(lambda r: f_scale * robust(r / f_scale), output)
+    return output, jax.tree.map(jnp.asarray, aux)
+
+
+def _as_residuals(x: Any) -> Array:
+    if not isinstance(x, float | complex | np.ndarray | np.generic | jax.Array):
+        raise TypeError(f"residuals must return arrays, but it returned {describe(x)}")
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.inexact):
+        raise TypeError(f"residuals must be real or complex numbers, not of dtype {array.dtype}")
+    return array
+
+
+def _weighted(residuals: PyTree, sigma: PyTree) -> PyTree:
+    structure = jax.tree.structure(residuals)
+    if jax.tree.structure(sigma) == jax.tree.structure(0):
+        sigma = jax.tree.unflatten(structure, [sigma] * structure.num_leaves)
+    elif jax.tree.structure(sigma) != structure:
+        raise ValueError(
+            f"sigma must be one array or have the structure of the residuals, {structure}; "
+            f"got {jax.tree.structure(sigma)}"
+        )
+
+    def divide(r: Array, s: Any) -> Array:
+        if np.broadcast_shapes(np.shape(s), r.shape) != r.shape:
+            raise ValueError(f"sigma of shape {np.shape(s)} does not fit residuals of shape {r.shape}")
+        return r / jnp.asarray(s, r.real.dtype)
+
+    return jax.tree.map(divide, residuals, sigma)
