@@ -17,6 +17,7 @@ from .parameter import Parameter as Parameter
 from .partition import combine as combine
 from .partition import partition as partition
 from .partition import values as values
+from .plotting import plot_parameters as plot_parameters
 from .stateful import Optimizer as Optimizer
 
 __version__ = version("fitopt")

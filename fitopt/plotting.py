@@ -1,0 +1,317 @@
+"""Pictures of a fit: series of its history, and parameters with their bounds.
+
+matplotlib is imported when a picture is drawn. None of its settings is changed, and fonts follow those
+of the user.
+"""
+
+import itertools
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from .curves import Curve, real_curves, records, series, title
+from .history import History
+from .parameter import Parameter
+from .partition import is_parameter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, and greys.
+BLUE, ORANGE, DARK, GREY = "#0072b2", "#d55e00", "#444444", "#767676"
+COLORS = (DARK, BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+
+_MOST_BOUNDS = 8  # of one array; of more, the outermost are drawn
+
+
+def plot_history(
+    history: History, *names: str, ax: "Axes | None" = None, log: bool | None = None
+) -> "Axes":
+    """Draw series of a history over the steps.
+
+    The least loss is marked. However long a series is, each of its spikes is visible. Arrays with up to
+    eight entries get a line for each; of more, the median and the range are drawn. So it is with the
+    lanes of a fit inside `vmap`; there, a lane that has stopped keeps its last value.
+
+    **Arguments:**
+
+    - `history`: of a fit.
+    - `names`: of the series; the loss by default.
+    - `ax`: the axes to draw into; by default those of a new pyplot figure.
+    - `log`: whether the axis is logarithmic; by default it is where all that is drawn is positive and
+        spans more than two decades.
+
+    **Returns:** the axes.
+
+    **Raises:** `KeyError` for a series that was not recorded, `ValueError` for `log=True` where nothing
+    is positive, `ImportError` without matplotlib.
+
+    >>> history = History(loss=np.exp(-np.arange(9.0)), n_steps=9)
+    >>> axes = plot_history(history)
+    >>> axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()
+    ('step', 'loss', 'log')
+    """
+    names = names or ("loss",)
+    curves = [curve for name in names for curve in series(history, name)]
+    if log and not any((curve.values > 0).any() for curve in curves):
+        raise ValueError("log must be None or False where nothing is positive, got True")
+    axes = _pyplot("plot").subplots(figsize=(6, 3.6), layout="constrained")[1] if ax is None else ax
+    for curve, color in zip(curves, _unused(axes), strict=False):
+        curve.draw(axes, color, labelled=len(curves) > 1)
+        if curve.label == "loss" and curve.values.shape[1] == 1:
+            _mark_least(axes, curve, color)
+    _scale(axes, log)
+    axes.set(xlabel="step", ylabel=", ".join(map(title, names)))
+    tidy(axes)
+    _add_legend(axes)
+    return axes
+
+
+def plot_parameters(
+    history: History,
+    state: PyTree = None,
+    *,
+    names: str | Sequence[str] | None = None,
+    axes: "Axes | Iterable[Axes] | None" = None,
+) -> np.ndarray:
+    """Draw how the parameters went, a panel for each; for fits with `RecordParameters`.
+
+    Finite bounds are dashed lines; one far away is an arrow at the edge. Arrays with up to eight fitted
+    entries get a line for each; of more, the median and the range are drawn. An axis is logarithmic
+    where the values are positive and span more than two decades.
+
+    **Arguments:**
+
+    - `history`: of a fit.
+    - `state`: the state, fitted or not, to take names and bounds from. It is needed where the history
+        does not know them; without it, parameters are called by their paths.
+    - `names`: which parameters: patterns such as `"rate*"` or `"layers/0/*"` for names and paths; all by
+        default.
+    - `axes`: the axes to draw into, one a parameter; by default those of a new pyplot figure.
+
+    **Returns:** the axes, an array with one dimension, in the order of the state.
+
+    **Raises:** `KeyError` without recorded parameters; `ValueError` for a state that is not the
+    history's, a pattern that matches nothing, too few axes; `ImportError` without matplotlib.
+
+    >>> import optax
+    >>> from fitopt import OptaxOptimizer, Parameter
+    >>> from fitopt.callbacks import RecordParameters
+    >>> optimizer = OptaxOptimizer(lambda s: (s["k"] - 2) ** 2, optax.sgd(0.1), RecordParameters())
+    >>> fitted, history = optimizer.run({"k": Parameter("rate", 1.0, lower=0)}, max_steps=20)
+    >>> (axes,) = plot_parameters(history, fitted)
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('step', 'rate')
+    """
+    panels = find_panels(history, state, names)
+    if axes is None:
+        columns = min(len(panels), 4 if -len(panels) % 4 < -len(panels) % 3 else 3)
+        size = (8.7 if columns > 2 else 3.6 * columns, 1.7 * -(-len(panels) // columns) + 0.4)
+        figure = _pyplot("plot_parameters").figure(figsize=size, layout="constrained")
+        chosen = grid(figure, len(panels), columns)
+    else:
+        chosen = np.array([*axes] if np.iterable(axes) else [axes], object).ravel()[: len(panels)]
+        if len(chosen) < len(panels):
+            raise ValueError(f"axes must be {len(panels)}, one for each parameter, got {len(chosen)}")
+    for panel, one in zip(panels, chosen, strict=True):
+        panel.draw(one)
+    return chosen
+
+
+def _pyplot(who: str) -> Any:
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError(f'{who} needs matplotlib: pip install "fitopt[plot]"') from error
+    return pyplot
+
+
+# Parameters.
+
+
+class Panel(NamedTuple):
+    """What is drawn of one parameter."""
+
+    name: str
+    curves: list[Curve]  # two of a complex one
+    lower: Float[np.ndarray, " n"]  # the finite bounds of its fitted entries, ordered, each once
+    upper: Float[np.ndarray, " m"]
+
+    def draw(self, axes: "Axes") -> None:
+        """The curves and the bounds."""
+        for curve, color in zip(self.curves, (BLUE, ORANGE), strict=False):
+            curve.draw(axes, color, labelled=len(self.curves) > 1)
+        _scale(axes, None)
+        axes.set_xlabel("step", fontsize="small")
+        axes.set_ylabel(textwrap.fill(self.name, 22), fontsize="small")
+        axes.tick_params(labelsize="small")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.get_offset_text().set_fontsize("x-small")
+        tidy(axes, ticks=4)
+        if len(self.curves) > 1:
+            corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
+            axes.legend(ncols=2, fontsize="x-small", handlelength=1.3, frameon=False, **corner)
+        elif self.curves[0].summary:
+            axes.set_title(self.curves[0].summary, loc="right", fontsize="x-small", color=GREY)
+        axes.get_ylim()  # settles the view of the curves alone
+        to_view = axes.transData + axes.transAxes.inverted()
+        is_near = lambda bound: abs(to_view.transform((0, bound))[1] - 0.5) < 2
+        near = [[bool(is_near(bound)) for bound in bounds] for bounds in (self.lower, self.upper)]
+        _draw_bounds(axes, self.lower, near[0], upper=False)
+        _draw_bounds(axes, self.upper, near[1], upper=True)
+
+
+def find_panels(
+    history: History, state: PyTree, names: str | Sequence[str] | None = None
+) -> list[Panel]:
+    """A panel for each recorded parameter that `names` match."""
+    if "parameters" not in history:
+        raise KeyError("no parameters were recorded; add RecordParameters() to the callbacks")
+    steps, leaves = records(history, "parameters")
+    known = _parameters(history, state, leaves)
+    patterns = [names] if isinstance(names, str) else names
+    panels, unmatched = [], set(patterns or ())
+    for path, values in leaves.items():
+        parameter = known.get(path)
+        name = (path or "value") if parameter is None else parameter.name
+        matching = {p for p in patterns or () if fnmatchcase(name, p) or fnmatchcase(path, p)}
+        unmatched -= matching
+        if patterns is not None and not matching:
+            continue
+        if sum(other.name == name for other in known.values()) > 1:
+            name = f"{name} ({path})"
+        fitted, lower, upper = _limits(name, parameter, values.shape[2:])
+        panels.append(Panel(name, real_curves("", steps, values[:, :, fitted]), lower, upper))
+    if unmatched or not panels:
+        raise ValueError(
+            f"names must match recorded parameters, got {names!r}; recorded are "
+            + ", ".join(known[path].name if path in known else path for path in leaves)
+        )
+    return panels
+
+
+def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter]:
+    """The recorded Parameters by path, as far as they are known."""
+    given = getattr(history, "_parameters", None) if state is None else state
+    pairs = jax.tree_util.tree_leaves_with_path(given, is_leaf=is_parameter)
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+    found = {path: leaf for path, leaf in found.items() if path in leaves and is_parameter(leaf)}
+    missing = [path for path in leaves if path not in found]
+    if missing and state is not None:
+        raise ValueError(f"state has no Parameter at {', '.join(missing)}, which the history recorded")
+    return found
+
+
+def _limits(
+    name: str, parameter: Parameter | None, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which entries are fitted, and the finite bounds of these."""
+    mask, lower, upper = True, -np.inf, np.inf
+    if parameter is not None:
+        mask = mask if parameter.mask is None else parameter.mask
+        lower = lower if parameter.lower is None else parameter.lower
+        upper = upper if parameter.upper is None else parameter.upper
+    try:
+        fitted = np.broadcast_to(mask, shape)
+        bounds = [np.broadcast_to(bound, shape)[fitted] for bound in (lower, upper)]
+    except ValueError:
+        raise ValueError(f"state: Parameter {name!r} has not the recorded shape {shape}") from None
+    low, high = (np.unique(bound[np.isfinite(bound)]) for bound in bounds)
+    return fitted, low, high
+
+
+def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool) -> None:
+    """Dashed lines, for which the panel makes room where they are near."""
+    from matplotlib.lines import Line2D
+
+    across = axes.get_yaxis_transform()
+    style: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
+    text: dict[str, Any] = {"fontsize": "x-small", "color": GREY}
+    outermost = bounds[-1:] if upper else bounds[:1]
+    sign, arrow = (r"\leq", r"\uparrow") if upper else (r"\geq", r"\downarrow")
+    for bound, is_near in zip(bounds, near, strict=True):
+        if len(bounds) > _MOST_BOUNDS and bound not in outermost:
+            continue
+        label = f"${sign}$ {_number(bound)}" if bound in outermost else ""
+        if is_near:
+            axes.axhline(bound, **style)
+            axes.text(1.01, bound, label, transform=across, va="center", **text)
+        else:  # out of sight until one zooms out
+            axes.add_artist(Line2D([0, 1], [bound, bound], transform=across, **style))
+            label = label and f"{label} ${arrow}$"
+            edge, va = (1, "top") if upper else (0, "bottom")
+            axes.text(1.01, edge, label, transform=axes.transAxes, va=va, **text)
+
+
+# The common look.
+
+
+def tidy(axes: "Axes", ticks: int = 6) -> None:
+    """Give axes the look of fitopt's pictures: half a frame, steps as whole numbers, powers of ten."""
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_xlabel() == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
+    for axis in (axes.xaxis, axes.yaxis):
+        if axis.get_scale() == "linear":
+            formatter = ScalarFormatter(useMathText=True)
+            formatter.set_powerlimits((-3, 5))
+            axis.set_major_formatter(formatter)
+
+
+def grid(figure: "FigureBase", panels: int, columns: int) -> np.ndarray:
+    """Axes for so many panels, which share their steps; the lowest in each column are labelled."""
+    rows = -(-panels // columns)
+    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+    for one in axes[panels:]:
+        one.remove()
+    for one in axes[: max(panels - columns, 0)]:
+        one.xaxis.label.set_visible(False)
+    for one in axes[max(panels - columns, 0) : panels]:
+        one.tick_params(labelbottom=True)
+        one.xaxis.get_offset_text().set_visible(True)
+    return axes[:panels]
+
+
+def _scale(axes: "Axes", log: bool | None) -> None:
+    least, greatest = axes.dataLim.intervaly
+    if log or (log is None and 0 < 100 * least < greatest):
+        axes.set_yscale("log")
+    elif log is False:
+        axes.set_yscale("linear")
+
+
+def _mark_least(axes: "Axes", curve: Curve, color: str) -> None:
+    losses = curve.values[:, 0]
+    if np.isnan(losses).all():
+        return
+    best = int(np.nanargmin(losses))
+    label = f"least {_number(losses[best])} at step {curve.steps[best]:,}"
+    style = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": color, "zorder": 3}
+    axes.plot(curve.steps[best], losses[best], "o", label=label, markeredgewidth=1.3, **style)
+
+
+def _number(x: float) -> str:
+    mantissa, _, exponent = f"{x:.4g}".partition("e")
+    return rf"${mantissa} \times 10^{{{int(exponent)}}}$" if exponent else f"${mantissa}$"
+
+
+def _add_legend(axes: "Axes") -> None:
+    if axes.get_legend_handles_labels()[1]:
+        frame = {"framealpha": 0.8, "edgecolor": "none"}
+        axes.legend(loc="best", fontsize="small", handlelength=1.3, **frame)
+
+
+def _unused(axes: "Axes") -> Iterator[str]:
+    """Colours for more curves, beginning with those that the axes do not show yet."""
+    from matplotlib.colors import to_hex
+
+    used = {to_hex(line.get_color()) for line in axes.lines}
+    return itertools.cycle([color for color in COLORS if color not in used] or COLORS)
