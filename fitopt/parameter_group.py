@@ -1,0 +1,200 @@
+"""Parameters with an optax optimizer of their own, one step of it, and the plan of several."""
+
+import dataclasses
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+from .groups import by_name
+from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name, text
+from .line_search import from_real, line_searches, to_real
+from .partition import is_parameter
+
+# For each leaf where they differ: the last coordinate, and the value that belongs to it. Without them
+# each step would make a round trip from value to coordinate.
+Kept = tuple[tuple[Array, Array], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterGroup:
+    """A pytree of parameters and the optimizer that moves them: all of it that is static."""
+
+    transformation: optax.GradientTransformation
+    treedef: Any
+    paths: tuple[Path, ...]
+    leaves: tuple[Leaf | None, ...]  # None for what stays as it is
+    as_real: bool = False  # whether complex leaves are shown as real ones
+
+    @functools.cached_property
+    def moved(self) -> tuple[Leaf, ...]:
+        return tuple(leaf for leaf in self.leaves if leaf is not None)
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, which knows the Parameters' names."""
+        names = (leaf.spec.name if leaf.spec else text(leaf.path) for leaf in self.moved)
+        return by_name(self.transformation, self.tree(names))
+
+    @classmethod
+    def start(
+        cls, transformation: optax.GradientTransformation, params: PyTree
+    ) -> tuple["ParameterGroup", Kept, PyTree]:
+        """The group of these parameters, before its first step."""
+        flat, treedef = jax.tree.flatten_with_path(params, is_leaf=is_parameter)
+        leaves = tuple(leaf_of(path, x) for path, x in flat)
+        group = cls(transformation, treedef, tuple(path for path, _ in flat), leaves)
+        if not group.moved:
+            raise ValueError("params hold nothing to optimise: no array of floats, no free Parameter")
+        values = [leaf.check_value(x) for leaf, (_, x) in zip(leaves, flat, strict=True) if leaf]
+        coordinates = [leaf.coordinate(x) for leaf, x in zip(group.moved, values, strict=True)]
+        tree = group.tree(map(jnp.copy, coordinates))
+        opt_state = group.optimizer.init(tree)
+        if line_searches(opt_state):
+            opt_state = group.optimizer.init(to_real(tree))
+            group = dataclasses.replace(group, as_real=True)
+        return group, group.keep(coordinates, values), opt_state
+
+    def tree(self, leaves: Iterable[Any]) -> PyTree:
+        """One thing for each moved leaf, in the structure of the parameters; None elsewhere."""
+        arrays = iter(leaves)
+        return jax.tree.unflatten(self.treedef, [leaf and next(arrays) for leaf in self.leaves])
+
+    def keep(self, coordinates: list[Array], values: list[Array]) -> Kept:
+        """Both, in memory of their own: parameters and optimizer may be donated together."""
+        triples = zip(self.moved, coordinates, values, strict=True)
+        return tuple((jnp.copy(x), jnp.copy(v)) for leaf, x, v in triples if leaf.has_coordinate)
+
+    def coordinates(self, kept: Kept, values: Sequence[Array]) -> list[Array]:
+        known = iter(kept)
+        pairs = zip(self.moved, values, strict=True)
+        return [leaf.coordinate(v, next(known) if leaf.has_coordinate else None) for leaf, v in pairs]
+
+    def values(self, coordinates: Sequence[Array], start: Sequence[Array]) -> list[Array]:
+        triples = zip(self.moved, coordinates, start, strict=True)
+        return [leaf.value(x, v) for leaf, x, v in triples]
+
+    def gradients(
+        self, grads: Sequence[Array], coordinates: Sequence[Array], start: Sequence[Array]
+    ) -> PyTree:
+        quads = zip(self.moved, grads, coordinates, start, strict=True)
+        return self.tree(leaf.gradient(g, x, v) for leaf, g, x, v in quads)
+
+    def step(
+        self,
+        kept: Kept,
+        opt_state: PyTree,
+        grads: Sequence[Array],
+        params: Sequence[Array] | None,
+        extra: dict[str, Any],
+        apply_updates: bool,
+    ) -> tuple[list[Array], Kept, PyTree]:
+        """One step: the new values, or what to add to the old ones; and the new state."""
+        start = grads if params is None else params  # for their shapes, where there are no coordinates
+        coordinates = self.coordinates(kept, start)
+        plain = self.tree(coordinates)
+        show: Callable[[PyTree], PyTree] = to_real if self.as_real else lambda tree: tree
+        hide = lambda shown: jax.tree.leaves(from_real(shown, plain) if self.as_real else shown)
+        shown, uphill = show(plain), show(self.gradients(grads, coordinates, start))
+        if "grad" in extra:
+            extra = extra | {"grad": show(self.gradients(extra["grad"], coordinates, start))}
+        if "value_fn" in extra:
+            of_leaves, paths = extra["value_fn"], [leaf.path for leaf in self.moved]
+            by_path = lambda shown: dict(zip(paths, self.values(hide(shown), start), strict=True))
+            extra = extra | {"value_fn": lambda shown: of_leaves(by_path(shown))}
+        updates, opt_state = self.optimizer.update(
+            uphill, opt_state, None if params is None else shown, **extra
+        )
+        reached = hide(optax.apply_updates(shown, updates))
+        result = new = self.values(reached, start)
+        if not apply_updates:
+            quads = zip(self.moved, hide(updates), new, start, strict=True)
+            result = [leaf.difference(update, x, v) for leaf, update, x, v in quads]
+            new = [v + x for v, x in zip(start, result, strict=True)]  # as the caller will add them up
+        return result, self.keep(reached, new), opt_state
+
+
+class Plan:
+    """All of a stateful optimizer that is static. Equal ones are one object: fast to compare.
+
+    `state` is `(count, what each group keeps, optax state of the first group, of the second, ...)`,
+    where the count is None if the first optax state holds one, at the indices `counter`.
+    """
+
+    _all: ClassVar[weakref.WeakValueDictionary] = weakref.WeakValueDictionary()
+
+    def __init__(
+        self,
+        transformation: optax.GradientTransformation,
+        groups: tuple[ParameterGroup, ...] = (),
+        counter: tuple[int, ...] | None = None,
+    ):
+        self.transformation = transformation
+        self.groups = groups
+        self.counter = counter
+        self.moved = tuple(leaf for group in groups for leaf in group.moved)
+        self.paths = tuple(leaf.path for leaf in self.moved)
+        self.known = frozenset(path for group in groups for path in group.paths)
+
+    @classmethod
+    def of(cls, *content: Any) -> "Plan":
+        try:
+            return cls._all.setdefault(content, cls(*content))
+        except TypeError:  # static fields in the parameters' structure that have no hash
+            return cls(*content)
+
+    def __deepcopy__(self, memo: dict) -> "Plan":
+        return self
+
+    def check_params(self, params: PyTree) -> list[Array]:
+        """The arrays of all values to move."""
+        given = leaves_by_path(params)
+        for path, x in given.items():
+            if path not in self.paths and is_moved(x):
+                raise ValueError(f"params: {name(path)} was not there, or fixed, at init; see add_group")
+        for leaf in self.moved:
+            if leaf.path not in given:
+                raise ValueError(f"params: {name(leaf.path)} is missing")
+        return [leaf.check_value(given[leaf.path]) for leaf in self.moved]
+
+    def check_grads(self, grads: PyTree, tree: str) -> list[Array]:
+        """The arrays of the gradients of all that moves."""
+        given = leaves_by_path(grads)
+        for leaf in self.moved:
+            if leaf.path not in given:
+                raise ValueError(
+                    f"{tree}: {name(leaf.path)} is missing; "
+                    f"got {len(given)} gradients for {len(self.moved)} leaves of the parameters"
+                )
+        for path in given:
+            if path not in self.known:
+                raise ValueError(f"{tree}: {name(path)} is not in the parameters of init")
+        return [leaf.check(given[leaf.path], tree) for leaf in self.moved]
+
+    def advance(
+        self,
+        state: Any,
+        grads: Sequence[Array],
+        params: Sequence[Array] | None,
+        extra: dict[str, Any],
+        apply_updates: bool,
+    ) -> tuple[list[Array], Any]:
+        """One step of all groups: the new values, or what to add to the old ones; and the new state."""
+        count, kept, *opt_states = state
+        results: list[Array] = []
+        after = []
+        for group, own, opt_state in zip(self.groups, kept, opt_states, strict=True):
+            part = slice(len(results), len(results) + len(group.moved))
+            more = {**extra, "grad": extra["grad"][part]} if "grad" in extra else extra
+            values = None if params is None else params[part]
+            arrays, *new = group.step(own, opt_state, grads[part], values, more, apply_updates)
+            results += arrays
+            after.append(new)
+        count = None if count is None else optax.safe_increment(count)
+        kept, opt_states = zip(*after, strict=True)
+        return results, (count, kept, *opt_states)
