@@ -198,3 +198,8 @@ class Plan:
         count = None if count is None else optax.safe_increment(count)
         kept, opt_states = zip(*after, strict=True)
         return results, (count, kept, *opt_states)
+
+    @functools.cached_property
+    def compiled(self) -> Callable[..., tuple[list[Array], Any]]:
+        """`advance`, for steps outside of any compiled function."""
+        return jax.jit(self.advance, static_argnums=4)

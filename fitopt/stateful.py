@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int, PyTree
 
 from .checks import check_optimizer
 from .composition import InjectLearningRateState, learning_rate, set_learning_rate
-from .leaves import replaced, zeros_like
+from .leaves import NUMBERS, replaced, zeros_like
 from .parameter_group import ParameterGroup, Plan
 from .state_dict import as_dict, from_dict, placed
 
@@ -128,7 +129,9 @@ class Optimizer:
             extra["grad"] = slopes if grad is grads else plan.check_grads(grad, "grad")
         if callable(extra.get("value_fn")) and params is not None:
             extra["value_fn"] = lambda arrays: extra_args["value_fn"](replaced(params, arrays))
-        results, self._state = plan.advance(state, slopes, values, extra, apply_updates)
+        known = _are_known((state, slopes, values, extra))
+        advance = plan.compiled if known else plan.advance
+        results, self._state = advance(state, slopes, values, extra, apply_updates)
         arrays = dict(zip(plan.paths, results, strict=True))
         return replaced(params, arrays) if apply_updates else replaced(grads, arrays, zeros_like)
 
@@ -281,6 +284,11 @@ class Optimizer:
                 "fitopt.optimizers.adam(0.1) or optax.inject_hyperparams(optax.adam)(learning_rate=0.1)"
             )
         return rates
+
+
+def _are_known(tree: PyTree) -> bool:
+    """Whether all are numbers and nothing is traced."""
+    return all(isinstance(x, NUMBERS) and not isinstance(x, Tracer) for x in jax.tree.leaves(tree))
 
 
 def _flatten(optimizer: Optimizer) -> tuple[Any, Any]:
