@@ -3,6 +3,7 @@
 Those that inherit from `fitopt.Callback` run inside the compiled loop; the others visit from Python.
 """
 
+from .logging import CSVLogger as CSVLogger
 from .printing import PrintLoss as PrintLoss
 from .progress import ProgressBar as ProgressBar
 from .recording import KeepBest as KeepBest
@@ -18,3 +19,5 @@ from .stopping import StopAfter as StopAfter
 from .stopping import StopOnGradient as StopOnGradient
 from .stopping import StopOnLoss as StopOnLoss
 from .stopping import StopOnStep as StopOnStep
+from .trackers import MLflowLogger as MLflowLogger
+from .trackers import TensorBoardLogger as TensorBoardLogger

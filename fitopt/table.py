@@ -30,17 +30,22 @@ class Column(NamedTuple):
 
 
 def leaves(history: "History") -> Iterator[tuple[str, int, np.ndarray]]:
-    """The arrays of all series, each with its name and its `every`.
+    """The arrays of all series, each with its name and its `every`; complex ones in two parts.
 
     Names within a pytree are paths, such as `parameters/layers/0/weight`.
     """
-    for name, every in history._series().items():
-        for path, leaf in jax.tree.leaves_with_path(history[name]):
+    for series, every in history._series().items():
+        for path, leaf in jax.tree.leaves_with_path(history[series]):
             inner = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = f"{series}/{inner}" if path else series
             values = np.asarray(leaf)
-            if values.dtype.kind == "V":  # bfloat16 and its kin, which tables don't know
-                values = values.astype(np.float32)
-            yield f"{name}/{inner}" if path else name, every, values
+            if np.iscomplexobj(values):
+                yield f"{name}.real", every, values.real
+                yield f"{name}.imag", every, values.imag
+            elif values.dtype.kind == "V":  # bfloat16 and its kin, which tables don't know
+                yield name, every, values.astype(np.float32)
+            else:
+                yield name, every, values
 
 
 def columns(history: "History") -> dict[str, Column]:
@@ -56,16 +61,9 @@ def columns(history: "History") -> dict[str, Column]:
             "this is the history of several fits, from vmap: take that of one, such as "
             "jax.tree.map(lambda x: x[0], history)"
         )
-    found: dict[str, Column] = {}
-    for name, every, values in leaves(history):
-        if math.prod(values.shape[1:]) > _FEW:
-            continue
-        for index in np.ndindex(values.shape[1:]):
-            entry = f"{name}[{','.join(map(str, index))}]" if index else name
-            column = values[(slice(None), *index)]
-            if np.iscomplexobj(column):
-                found[f"{entry}.real"] = Column(every, column.real)
-                found[f"{entry}.imag"] = Column(every, column.imag)
-            else:
-                found[entry] = Column(every, column)
-    return found
+    return {
+        f"{name}[{','.join(map(str, index))}]" if index else name: Column(every, values[:, *index])
+        for name, every, values in leaves(history)
+        if math.prod(values.shape[1:]) <= _FEW
+        for index in np.ndindex(values.shape[1:])
+    }
