@@ -30,7 +30,8 @@ class Curve(NamedTuple):
         label = self.label if labelled else None
         if columns <= _FEW:
             for column, shade in zip(self.values.T, _shades(color, columns), strict=True):
-                axes.plot(*_thinned(self.steps, column), color=shade, label=label, linewidth=width)
+                (line,) = axes.plot(*_thinned(self.steps, column), color=shade, linewidth=width)
+                line.set(label=label, marker="." if len(self.steps) == 1 else "none")
                 label = None
         elif len(self.steps):
             steps, least, lower, median, upper, greatest = _summary(self.steps, self.values)
@@ -56,7 +57,7 @@ def records(history: History, name: str) -> tuple[np.ndarray, dict[str, np.ndarr
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(history[name]):
         values = np.asarray(leaf)
-        values = values.reshape(-1, *values.shape[lanes:]).swapaxes(0, 1)[kept]
+        values = values.reshape(np.size(n_steps), *values.shape[lanes:]).swapaxes(0, 1)[kept]
         values = values.astype(complex if np.iscomplexobj(values) else float)
         blank = np.expand_dims(~made[kept], tuple(range(2, values.ndim)))
         values[blank | ~np.isfinite(values)] = np.nan

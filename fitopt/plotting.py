@@ -234,17 +234,18 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
     style: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
     text: dict[str, Any] = {"fontsize": "x-small", "color": GREY}
     outermost = bounds[-1:] if upper else bounds[:1]
-    sign, arrow = (r"\leq", r"\uparrow") if upper else (r"\geq", r"\downarrow")
+    # Plain characters: mathematical text takes matplotlib milliseconds to parse, at each redraw.
+    sign, arrow = ("≤", "↑") if upper else ("≥", "↓")
     for bound, is_near in zip(bounds, near, strict=True):
         if len(bounds) > _MOST_BOUNDS and bound not in outermost:
             continue
-        label = f"${sign}$ {_number(bound)}" if bound in outermost else ""
+        label = f"{sign} {_number(bound)}" if bound in outermost else ""
         if is_near:
             axes.axhline(bound, **style)
             axes.text(1.01, bound, label, transform=across, va="center", **text)
         else:  # out of sight until one zooms out
             axes.add_artist(Line2D([0, 1], [bound, bound], transform=across, **style))
-            label = label and f"{label} ${arrow}$"
+            label = label and f"{label} {arrow}"
             edge, va = (1, "top") if upper else (0, "bottom")
             axes.text(1.01, edge, label, transform=axes.transAxes, va=va, **text)
 
@@ -259,6 +260,8 @@ def tidy(axes: "Axes", ticks: int = 6) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_xlabel() == "step":
         axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
+        if axes.dataLim.width == 0:
+            axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x0 + 0.5, auto=True)
     for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "linear":
             formatter = ScalarFormatter(useMathText=True)
@@ -294,13 +297,12 @@ def _mark_least(axes: "Axes", curve: Curve, color: str) -> None:
         return
     best = int(np.nanargmin(losses))
     label = f"least {_number(losses[best])} at step {curve.steps[best]:,}"
-    style = {"markersize": 5, "markerfacecolor": "white", "markeredgecolor": color, "zorder": 3}
+    style: dict[str, Any] = {"color": color, "markersize": 5, "markerfacecolor": "white", "zorder": 3}
     axes.plot(curve.steps[best], losses[best], "o", label=label, markeredgewidth=1.3, **style)
 
 
 def _number(x: float) -> str:
-    mantissa, _, exponent = f"{x:.4g}".partition("e")
-    return rf"${mantissa} \times 10^{{{int(exponent)}}}$" if exponent else f"${mantissa}$"
+    return f"{x:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _add_legend(axes: "Axes") -> None:
