@@ -196,7 +196,7 @@ class MLflowLogger(Logger):
         status = "FAILED"
         try:
             yield log
-            interrupted = fit.history["stop_reason"].startswith("interrupted")
+            interrupted = fit.history.get("stop_reason", "").startswith("interrupted")
             status = "KILLED" if interrupted else "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"

@@ -219,9 +219,11 @@ def test_a_full_disk_is_one_warning_and_leaves_whole_rows_once_there_is_room(par
 
 
 def test_a_file_that_somebody_has_deleted_is_written_again(parabola, path):
-    _, history = fit(
-        [lambda step, *rest: step == 7 and path.unlink() or None, CSVLogger(path)], parabola
-    )
+    def delete(step, *rest):
+        if step == 7:
+            path.unlink()
+
+    _, history = fit([delete, CSVLogger(path)], parabola)
     assert list(read(path)["loss"]) == history["loss"].tolist()
 
 
