@@ -6,13 +6,14 @@ and a member `_fitopt.json` with everything else: structure, plain values, and w
 
 import collections
 import contextlib
+import functools
 import io
 import json
 import operator
 import os
 import sys
 import zipfile
-import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,17 +28,25 @@ _PLAIN = (bool, int, float, str, type(None))
 
 def write(path: str | os.PathLike[str], items: dict[str, Any], every: dict[str, int]) -> None:
     """Write a history's items; the file is replaced when all of it is there."""
-    arrays: dict[str, np.ndarray] = {}
-    structure = {
-        "version": _VERSION,
-        "every": every,
-        "items": _Packer(arrays).pack(items, ()),
-    }
+    arrays, packed = pack(items)
+    structure = {"version": _VERSION, "every": every, "items": packed}
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_MEMBER, json.dumps(structure))
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+def pack(items: dict[str, Any]) -> tuple[dict[str, np.ndarray], Any]:
+    """The arrays in a pytree, by name, and all else for JSON; `unpack` puts them together.
+
+    **Raises:** `TypeError` for what is neither an array, a number nor a string.
+
+    >>> pack({"loss": np.zeros(2), "n_steps": 2})[0]
+    {'loss': array([0., 0.])}
+    """
+    arrays: dict[str, np.ndarray] = {}
+    return arrays, _Packer(arrays).pack(items, ())
 
 
 class _Packer:
@@ -98,37 +107,44 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, int]]:
 
     **Raises:** `ValueError` if the file is damaged, or not one of these.
     """
-    damaged = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, IndexError)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            structure = json.loads(archive.read(_MEMBER))
-            if structure["version"] > _VERSION:
-                raise ValueError("a newer release of fitopt has written it")
-            return _unpack(structure["items"], archive), dict(structure["every"])
-    except (*damaged, NotImplementedError, RecursionError, EOFError) as error:
-        raise ValueError(f"{os.fspath(path)} is not a history, or damaged: {error}") from error
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                structure = json.loads(archive.read(_MEMBER))
+                if structure["version"] > _VERSION:
+                    raise ValueError("a newer release of fitopt has written it")
+                items = unpack(structure["items"], functools.partial(_read_array, archive))
+                return dict(items), dict(structure["every"])
+        except Exception as error:  # damage raises all kinds
+            name = os.fspath(path)
+            raise ValueError(f"{name} is not a history, or damaged: {error}") from error
 
 
-def _unpack(node: Any, archive: zipfile.ZipFile) -> Any:
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    # All of it at once: only then is the checksum looked at.
+    member = io.BytesIO(archive.read(f"{name}.npy"))
+    return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def unpack(node: Any, get: Callable[[str], np.ndarray]) -> Any:
+    """What `pack` has taken apart; `get` gives the arrays by their names."""
     if not isinstance(node, dict):
         return node
-    children = [_unpack(child, archive) for child in node.get("children", ())]
+    children = [unpack(child, get) for child in node.get("children", ())]
     match node:
         case {"array": name}:
-            # All of it at once: only then is the checksum looked at.
-            member = io.BytesIO(archive.read(f"{name}.npy"))
-            array = np.lib.format.read_array(member, allow_pickle=False)
+            array = get(name)
             return array.view(np.dtype(node["dtype"])) if "dtype" in node else array
         case {"scalar": array}:
-            return _unpack(array, archive)[()]
+            return unpack(array, get)[()]
         case {"complex": [real, imaginary]}:
             return complex(real, imaginary)
         case {"dict": keys}:
             return dict(zip(keys, children, strict=True))
         case {"list": items}:
-            return [_unpack(item, archive) for item in items]
+            return [unpack(item, get) for item in items]
         case {"tuple": items}:
-            return tuple(_unpack(item, archive) for item in items)
+            return tuple(unpack(item, get) for item in items)
         case {"namedtuple": where, "fields": fields}:
             return _namedtuple(*where, tuple(fields))(*children)
     raise ValueError(f"unknown entry {node!r}")
