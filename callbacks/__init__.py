@@ -3,7 +3,9 @@
 Those that inherit from `fitopt.Callback` run inside the compiled loop; the others visit from Python.
 """
 
+from .checkpointing import Checkpoint as Checkpoint
 from .logging import CSVLogger as CSVLogger
+from .plotting import LivePlot as LivePlot
 from .printing import PrintLoss as PrintLoss
 from .progress import ProgressBar as ProgressBar
 from .recording import KeepBest as KeepBest

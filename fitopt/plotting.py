@@ -259,7 +259,8 @@ def tidy(axes: "Axes", ticks: int = 6) -> None:
 
     axes.spines[["top", "right"]].set_visible(False)
     if axes.get_xlabel() == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10]))
+        locator = MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        axes.xaxis.set_major_locator(locator)
         if axes.dataLim.width == 0:
             axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x0 + 0.5, auto=True)
     for axis in (axes.xaxis, axes.yaxis):
