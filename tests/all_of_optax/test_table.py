@@ -1,0 +1,45 @@
+"""The table knows all of optax, and the README shows it."""
+
+import pathlib
+import warnings
+
+import optax
+import pytest
+
+from . import table
+from .losses import LOSSES
+from .table import TABLE, exported, since, version
+
+README = pathlib.Path(__file__).parents[2] / "README.md"
+INSTALLED = version(optax.__version__)
+
+
+def test_each_name_that_optax_exports_is_in_the_table():
+    assert sorted(exported().keys() - set(TABLE)) == []
+    assert sorted(table.submodules() - table.known_submodules()) == []
+
+
+def test_the_table_has_no_name_twice_and_none_that_no_optax_has():
+    assert len(TABLE) == len(set(TABLE))
+    missing = set(TABLE) - exported().keys()
+    later = {name for name in TABLE if version(since(name)) > INSTALLED}
+    assert later <= missing
+    dropped = missing - later
+    assert not dropped or version(table.NEWEST) < INSTALLED, sorted(dropped)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if "." not in name])
+def test_the_short_name_of_a_loss_is_the_same_function(name):
+    if name in exported():
+        assert getattr(optax, name) is getattr(optax.losses, name)
+
+
+def test_old_names_are_those_of_contrib():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert optax.dpsgd is optax.contrib.dpsgd
+        assert optax.differentially_private_aggregate is optax.contrib.differentially_private_aggregate
+
+
+def test_the_readme_shows_the_table():
+    assert table.markdown() in README.read_text()
