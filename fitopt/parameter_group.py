@@ -20,6 +20,8 @@ from .partition import is_parameter
 # each step would make a round trip from value to coordinate.
 Kept = tuple[tuple[Array, Array], ...]
 
+State = tuple[Any, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class ParameterGroup:
@@ -122,8 +124,8 @@ class ParameterGroup:
 class Plan:
     """All of a stateful optimizer that is static. Equal ones are one object: fast to compare.
 
-    `state` is `(count, what each group keeps, optax state of the first group, of the second, ...)`,
-    where the count is None if the first optax state holds one, at the indices `counter`.
+    The state that belongs to it has three parts: the number of steps, None if the first optax state
+    counts them, at the indices `counter`; what each group keeps; and their optax states.
     """
 
     _all: ClassVar[weakref.WeakValueDictionary] = weakref.WeakValueDictionary()
@@ -150,6 +152,17 @@ class Plan:
 
     def __deepcopy__(self, memo: dict) -> "Plan":
         return self
+
+    def pack(self, count: Array | None, kept: Iterable[Kept], opt_states: Iterable[PyTree]) -> State:
+        """The state as one tuple, without what is empty: jit takes time for each node of a pytree."""
+        kept = tuple(kept)
+        return (None if count is None and not any(kept) else (count, kept), *opt_states)
+
+    def unpack(self, state: State) -> tuple[Array | None, tuple[Kept, ...], list[PyTree]]:
+        """The inverse of `pack`."""
+        own, *opt_states = state
+        count, kept = (None, ((),) * len(opt_states)) if own is None else own
+        return count, kept, opt_states
 
     def check_params(self, params: PyTree) -> list[Array]:
         """The arrays of all values to move."""
@@ -178,14 +191,14 @@ class Plan:
 
     def advance(
         self,
-        state: Any,
+        state: State,
         grads: Sequence[Array],
         params: Sequence[Array] | None,
         extra: dict[str, Any],
         apply_updates: bool,
-    ) -> tuple[list[Array], Any]:
+    ) -> tuple[list[Array], State]:
         """One step of all groups: the new values, or what to add to the old ones; and the new state."""
-        count, kept, *opt_states = state
+        count, kept, opt_states = self.unpack(state)
         results: list[Array] = []
         after = []
         for group, own, opt_state in zip(self.groups, kept, opt_states, strict=True):
@@ -196,10 +209,9 @@ class Plan:
             results += arrays
             after.append(new)
         count = None if count is None else optax.safe_increment(count)
-        kept, opt_states = zip(*after, strict=True)
-        return results, (count, kept, *opt_states)
+        return results, self.pack(count, *zip(*after, strict=True))
 
     @functools.cached_property
-    def compiled(self) -> Callable[..., tuple[list[Array], Any]]:
+    def compiled(self) -> Callable[..., tuple[list[Array], State]]:
         """`advance`, for steps outside of any compiled function."""
         return jax.jit(self.advance, static_argnums=4)

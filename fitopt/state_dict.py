@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from .leaves import Path, kind, name, text
-from .parameter_group import Plan
+from .parameter_group import Plan, State
 
 
-def as_dict(plan: Plan, state: Any, step_count: Array) -> dict[str, Any]:
+def as_dict(plan: Plan, state: State, step_count: Array) -> dict[str, Any]:
     """The state of a plan: all of its arrays, and a description of what they belong to."""
     nested = {"description": np.frombuffer(_description(plan, state).encode(), np.uint8).copy()}
     for path, leaf in (_named(plan, state) | {("step_count",): step_count}).items():
@@ -24,11 +24,11 @@ def as_dict(plan: Plan, state: Any, step_count: Array) -> dict[str, Any]:
     return nested
 
 
-def from_dict(plan: Plan, state: Any, saved: Mapping[str, Any]) -> Any:
+def from_dict(plan: Plan, state: State, saved: Mapping[str, Any]) -> State:
     """The state that was saved, in the place of `state`; `ValueError` if it is that of another plan."""
     named = {"/".join(path): leaf for path, leaf in _named(plan, state).items()}
     given = _joined(saved)
-    if state[0] is None:  # optax counts, too
+    if plan.unpack(state)[0] is None:  # optax counts, too
         given.pop("step_count", None)
     try:
         description = np.asarray(given.pop("description"), np.uint8).tobytes().decode()
@@ -53,9 +53,9 @@ def placed(new: Array, old: Any) -> Array:
     return jax.device_put(new, old.sharding) if getattr(old, "committed", False) else new
 
 
-def _named(plan: Plan, state: Any) -> dict[tuple[str, ...], Any]:
+def _named(plan: Plan, state: State) -> dict[tuple[str, ...], Any]:
     """All arrays of the state, in the order of its leaves, by their keys in the nested dicts."""
-    count, kept, *opt_states = state
+    count, kept, opt_states = plan.unpack(state)
     named: dict[tuple[str, ...], Any] = {} if count is None else {("step_count",): count}
     for i, (group, pairs) in enumerate(zip(plan.groups, kept, strict=True)):
         stored = [_keys(leaf.path) for leaf in group.moved if leaf.has_coordinate]
@@ -74,10 +74,10 @@ def _keys(path: Path) -> tuple[str, ...]:
     return tuple(text((key,)) for key in path)
 
 
-def _description(plan: Plan, state: Any) -> str:
+def _description(plan: Plan, state: State) -> str:
     """What kind of optimizer this is, and how Parameters come to their coordinates."""
     lines = []
-    for i, (group, opt_state) in enumerate(zip(plan.groups, state[2:], strict=True)):
+    for i, (group, opt_state) in enumerate(zip(plan.groups, plan.unpack(state)[2], strict=True)):
         lines.append(f"group {i}: {_names(opt_state)}")
         bounded = (leaf for leaf in group.moved if leaf.spec is not None)
         lines += [f"group {i}, {name(leaf.path)}: {kind(leaf.spec)}" for leaf in bounded]

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int, PyTree
 from .checks import check_optimizer
 from .composition import InjectLearningRateState, learning_rate, set_learning_rate
 from .leaves import NUMBERS, replaced, zeros_like
-from .parameter_group import ParameterGroup, Plan
+from .parameter_group import Kept, ParameterGroup, Plan, State
 from .state_dict import as_dict, from_dict, placed
 
 # States whose count grows by one with every update: another one, handed to a compiled function and back,
@@ -72,7 +72,7 @@ class Optimizer:
 
     def __init__(self, optimizer: optax.GradientTransformation):
         self._plan = Plan(optax.with_extra_args_support(check_optimizer(optimizer)))
-        self._state: Any = (None, ())
+        self._state: State = ()
 
     def init(self, params: PyTree) -> "Optimizer":
         """A new optimizer before its first step; this one is unchanged.
@@ -87,7 +87,8 @@ class Optimizer:
         group, kept, opt_state = ParameterGroup.start(transformation, params)
         counter = _counter(opt_state)
         count = jnp.zeros((), jnp.int32) if counter is None else None
-        return _unflatten(Plan.of(transformation, (group,), counter), (count, (kept,), opt_state))
+        plan = Plan.of(transformation, (group,), counter)
+        return _unflatten(plan, plan.pack(count, [kept], [opt_state]))
 
     def update(
         self, grads: PyTree, params: PyTree = None, apply_updates: bool = True, **extra_args: Any
@@ -160,9 +161,8 @@ class Optimizer:
         >>> optimizer.update(params, params)["special"].item()
         0.5
         """
-        count, kept, *opt_states = self._initialised()
+        plan, (count, kept, opt_states) = self._plan, self._parts()
         transformation = optax.with_extra_args_support(check_optimizer(optimizer))
-        plan = self._plan
         keys = {path[:1] for path in plan.known}
         if not isinstance(params, Mapping) or any(
             not key or not isinstance(key[0], jax.tree_util.DictKey) for key in keys
@@ -173,7 +173,7 @@ class Optimizer:
                 raise ValueError(f"add_group: the key {key!r} belongs to another group")
         group, own, opt_state = ParameterGroup.start(transformation, params)
         self._plan = Plan.of(plan.transformation, (*plan.groups, group), plan.counter)
-        self._state = (count, (*kept, own), *opt_states, opt_state)
+        self._state = self._plan.pack(count, [*kept, own], [*opt_states, opt_state])
         return self
 
     @property
@@ -184,16 +184,16 @@ class Optimizer:
     @property
     def step_count(self) -> Int[Array, ""]:
         """The number of updates since `init`."""
-        count, _, opt_state, *_ = self._initialised()
+        count, _, opt_states = self._parts()
         if count is None:
-            inner = functools.reduce(operator.getitem, self._plan.counter or (), opt_state)
-            count = inner.count
+            counter = self._plan.counter or ()
+            count = functools.reduce(operator.getitem, counter, opt_states[0]).count
         return count
 
     @property
     def opt_state(self) -> PyTree:
         """The optax state; with groups, a tuple of them."""
-        _, _, *states = self._initialised()
+        _, _, states = self._parts()
         return states[0] if len(states) == 1 else tuple(states)
 
     @property
@@ -220,13 +220,13 @@ class Optimizer:
 
     @learning_rate.setter
     def learning_rate(self, rate: Any) -> None:
-        current, states = self._learning_rates(), list(self._state)
+        current, (count, kept, states) = self._learning_rates(), self._parts()
         rates = rate if isinstance(rate, tuple | list) else [rate] * len(current)
         if len(rates) != len(current):
             raise ValueError(f"there are {len(current)} learning rates, got {len(rates)}")
         for i, new in zip(current, rates, strict=True):
             states[i] = jax.tree.map(placed, set_learning_rate(states[i], new), states[i])
-        self._state = tuple(states)
+        self._state = self._plan.pack(count, kept, states)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as nested dicts of NumPy arrays, for `np.savez`, msgpack and orbax.
@@ -266,7 +266,11 @@ class Optimizer:
         counts = ", ".join(str(len(group.moved)) for group in self._plan.groups)
         return f"Optimizer(step_count={self.step_count}, leaves={counts})"
 
-    def _initialised(self) -> tuple:
+    def _parts(self) -> tuple[Array | None, tuple[Kept, ...], list[PyTree]]:
+        """The number of steps unless optax counts them, what groups keep, and the optax states."""
+        return self._plan.unpack(self._initialised())
+
+    def _initialised(self) -> State:
         if not self._plan.groups:
             raise RuntimeError("the optimizer has no state yet: call optimizer = optimizer.init(params)")
         return self._state
@@ -274,7 +278,7 @@ class Optimizer:
     def _learning_rates(self) -> dict[int, Any]:
         """By the place of the optax state that holds them."""
         rates = {}
-        for i, opt_state in enumerate(self._initialised()[2:], 2):
+        for i, opt_state in enumerate(self._parts()[2]):
             with contextlib.suppress(ValueError):  # there is none
                 rates[i] = learning_rate(opt_state)
         rates = {i: rate for i, rate in rates.items() if not isinstance(rate, dict) or rate}
