@@ -145,8 +145,8 @@ def unpack(node: Any, get: Callable[[str], np.ndarray]) -> Any:
             return [unpack(item, get) for item in items]
         case {"tuple": items}:
             return tuple(unpack(item, get) for item in items)
-        case {"namedtuple": where, "fields": fields}:
-            return _namedtuple(*where, tuple(fields))(*children)
+        case {"namedtuple": [module, name], "fields": fields}:
+            return _namedtuple(module, name, tuple(fields))(*children)
     raise ValueError(f"unknown entry {node!r}")
 
 

@@ -40,8 +40,8 @@ def leaves(history: "History") -> Iterator[tuple[str, int, np.ndarray]]:
             name = f"{series}/{inner}" if path else series
             values = np.asarray(leaf)
             if np.iscomplexobj(values):
-                yield f"{name}.real", every, values.real
-                yield f"{name}.imag", every, values.imag
+                yield f"{name}.real", every, np.real(values)
+                yield f"{name}.imag", every, np.imag(values)
             elif values.dtype.kind == "V":  # bfloat16 and its kin, which tables don't know
                 yield name, every, values.astype(np.float32)
             else:
