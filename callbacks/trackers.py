@@ -49,6 +49,15 @@ class TensorBoardLogger(Logger):
 
     **Raises:** `ImportError` without tensorboardX; when a fit starts, `OSError` if the directory cannot
     be written, and `ValueError` if another fit is writing to it.
+
+    >>> import os, tempfile, optax
+    >>> from fitopt import OptaxOptimizer, Parameter
+    >>> with tempfile.TemporaryDirectory() as directory:
+    ...     logger = TensorBoardLogger(f"{directory}/first", every=10)
+    ...     fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optax.sgd(0.25), logger)
+    ...     _ = fit.run({"x": Parameter("x", 0.0)}, max_steps=50)
+    ...     print(len(os.listdir(f"{directory}/first")), "file of events")
+    1 file of events
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 1):
@@ -169,8 +178,13 @@ class MLflowLogger(Logger):
     - `every`: write steps 0, `every`, 2 `every`, ...; a step takes some hundred microseconds for each
         metric, and a server takes longer.
 
+    MLflow makes a SQLite file with all its tables in some seconds, once, and reports its use to its
+    makers unless the environment has `MLFLOW_DISABLE_TELEMETRY=true`.
+
     **Raises:** `ImportError` without MLflow; what MLflow raises when a fit starts, if it cannot open the
     tracker.
+
+    >>> logger = MLflowLogger("sqlite:///fits.db", experiment="hares", run_name="first", every=100)
     """
 
     def __init__(
