@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FEW = 20  # entries of an array that get a line each
-_PARTS = 2000  # of a long series; each is drawn by what is least and greatest in it
+_PARTS = 1000  # of a long series; each is drawn by what is least and greatest in it
 _UNITS = {"time": "s"}
 
 
@@ -30,7 +30,7 @@ class Curve(NamedTuple):
         label = self.label if labelled else None
         if columns <= _FEW:
             for column, shade in zip(self.values.T, _shades(color, columns), strict=True):
-                (line,) = axes.plot(*_thinned(self.steps, column), color=shade, linewidth=width)
+                (line,) = axes.plot(*thinned(self.steps, column), color=shade, linewidth=width)
                 line.set(label=label, marker="." if len(self.steps) == 1 else "none")
                 label = None
         elif len(self.steps):
@@ -48,21 +48,21 @@ class Curve(NamedTuple):
 
 def records(history: History, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """The steps of a series, and its leaves by path, of shape `(records, lanes, ...)`."""
-    n_steps = history.get("n_steps", np.iinfo(int).max)  # not yet known while the fit runs
-    lanes = np.ndim(n_steps)
-    one_lane = jax.tree.map(lambda x: x[(0,) * lanes], history) if lanes else history
+    n_steps = np.asarray(history.get("n_steps", np.iinfo(int).max))  # not yet known while the fit runs
+    one_lane = jax.tree.map(lambda x: x[(0,) * n_steps.ndim], history) if n_steps.ndim else history
     steps = one_lane.steps(name)
-    made = steps[:, None] < np.ravel(n_steps)
-    kept = made.any(axis=1)
+    steps = steps[: np.searchsorted(steps, n_steps.max())]
     leaves = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(history[name]):
         values = np.asarray(leaf)
-        values = values.reshape(np.size(n_steps), *values.shape[lanes:]).swapaxes(0, 1)[kept]
-        values = values.astype(complex if np.iscomplexobj(values) else float)
-        blank = np.expand_dims(~made[kept], tuple(range(2, values.ndim)))
-        values[blank | ~np.isfinite(values)] = np.nan
+        values = values.reshape(n_steps.size, *values.shape[n_steps.ndim :]).swapaxes(0, 1)[: len(steps)]
+        if values.dtype.kind not in "fc":
+            values = values.astype(float)
+        if n_steps.ndim:
+            made = steps[:, None] < n_steps.ravel()
+            values = np.where(np.expand_dims(made, tuple(range(2, values.ndim))), values, np.nan)
         leaves[jax.tree_util.keystr(path, simple=True, separator="/")] = values
-    return steps[kept], leaves
+    return steps, leaves
 
 
 def series(history: History, name: str) -> list[Curve]:
@@ -81,23 +81,27 @@ def real_curves(label: str, steps: np.ndarray, values: np.ndarray) -> list[Curve
     return [Curve(f"{label}, {name}".removeprefix(", "), steps, part) for name, part in parts.items()]
 
 
-def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The first, least, greatest and last of each part: what shows of a line on a screen or on paper."""
     width = -(-len(values) // _PARTS)
     if width <= 4:
         return steps, values
-    parts = np.full((-(-len(values) // width), width), np.nan)
-    parts.ravel()[: len(values)] = values
-    least = np.argmin(np.where(np.isnan(parts), np.inf, parts), axis=1)
-    greatest = np.argmax(np.where(np.isnan(parts), -np.inf, parts), axis=1)
-    places = np.stack([np.zeros_like(least), least, greatest, np.full_like(least, width - 1)])
-    kept = np.unique(np.minimum(places + width * np.arange(len(parts)), len(values) - 1))
+    starts = np.arange(0, len(values) - width + 1, width)
+    parts = values[: len(starts) * width].reshape(-1, width)
+    places = [np.zeros_like(starts), parts.argmin(axis=1), parts.argmax(axis=1), starts * 0 + width - 1]
+    if not np.isfinite(values[starts + places[1:3]]).all():
+        whole = np.isfinite(parts)
+        places[1] = np.where(whole, parts, np.inf).argmin(axis=1)
+        places[2] = np.where(whole, parts, -np.inf).argmax(axis=1)
+    tail = np.arange(len(starts) * width, len(values))
+    kept = np.unique(np.append(starts + places, tail))
     return steps[kept], values[kept]
 
 
 def _summary(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, ...]:
     """Steps, and over the columns the least, the quartiles and the greatest."""
     starts = np.arange(0, len(steps), -(-len(steps) // _PARTS))
+    values = np.where(np.isfinite(values), values, np.nan)
     least = np.fmin.reduce(_held(np.fmin.reduceat(values, starts)), axis=1)
     greatest = np.fmax.reduce(_held(np.fmax.reduceat(values, starts)), axis=1)
     ordered = np.sort(_held(values[starts]), axis=1)  # NaN last

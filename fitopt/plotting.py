@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from .curves import Curve, real_curves, records, series, title
+from .curves import Curve, real_curves, records, series, thinned, title
 from .history import History
 from .parameter import Parameter
 from .partition import is_parameter
@@ -293,13 +293,13 @@ def _scale(axes: "Axes", log: bool | None) -> None:
 
 
 def _mark_least(axes: "Axes", curve: Curve, color: str) -> None:
-    losses = curve.values[:, 0]
+    steps, losses = thinned(curve.steps, curve.values[:, 0])
     if np.isnan(losses).all():
         return
-    best = int(np.nanargmin(losses))
-    label = f"least {_number(losses[best])} at step {curve.steps[best]:,}"
+    best = np.nanargmin(losses)
+    label = f"least {_number(losses[best])} at step {steps[best]:,}"
     style: dict[str, Any] = {"color": color, "markersize": 5, "markerfacecolor": "white", "zorder": 3}
-    axes.plot(curve.steps[best], losses[best], "o", label=label, markeredgewidth=1.3, **style)
+    axes.plot(steps[best], losses[best], "o", label=label, markeredgewidth=1.3, **style)
 
 
 def _number(x: float) -> str:
