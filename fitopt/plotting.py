@@ -36,8 +36,9 @@ def plot_history(
     """Draw series of a history over the steps.
 
     The least loss is marked. However long a series is, each of its spikes is visible. Arrays with up to
-    eight entries get a line for each; of more, the median and the range are drawn. So it is with the
-    lanes of a fit inside `vmap`; there, a lane that has stopped keeps its last value.
+    twenty entries get a line for each; of more, the median, the quartiles and the range are drawn. So
+    it is with the lanes of a fit inside `vmap`; in these three, a lane that has stopped keeps its last
+    value.
 
     **Arguments:**
 
@@ -82,9 +83,9 @@ def plot_parameters(
 ) -> np.ndarray:
     """Draw how the parameters went, a panel for each; for fits with `RecordParameters`.
 
-    Finite bounds are dashed lines; one far away is an arrow at the edge. Arrays with up to eight fitted
-    entries get a line for each; of more, the median and the range are drawn. An axis is logarithmic
-    where the values are positive and span more than two decades.
+    Finite bounds are dashed lines; one far away is an arrow at the edge. Arrays with up to twenty fitted
+    entries get a line for each; of more, the median, the quartiles and the range are drawn. An axis is
+    logarithmic where the values are positive and span more than two decades.
 
     **Arguments:**
 
@@ -115,6 +116,7 @@ def plot_parameters(
         size = (8.7 if columns > 2 else 3.6 * columns, 1.7 * -(-len(panels) // columns) + 0.4)
         figure = _pyplot("plot_parameters").figure(figsize=size, layout="constrained")
         chosen = grid(figure, len(panels), columns)
+        figure.align_ylabels(chosen)
     else:
         chosen = np.array([*axes] if np.iterable(axes) else [axes], object).ravel()[: len(panels)]
         if len(chosen) < len(panels):
@@ -232,7 +234,7 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
 
     across = axes.get_yaxis_transform()
     style: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
-    text: dict[str, Any] = {"fontsize": "x-small", "color": GREY}
+    text: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": "x-small"}
     outermost = bounds[-1:] if upper else bounds[:1]
     # Plain characters: mathematical text takes matplotlib milliseconds to parse, at each redraw.
     sign, arrow = ("≤", "↑") if upper else ("≥", "↓")
@@ -242,12 +244,12 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
         label = f"{sign} {_number(bound)}" if bound in outermost else ""
         if is_near:
             axes.axhline(bound, **style)
-            axes.text(1.01, bound, label, transform=across, va="center", **text)
+            axes.annotate(label, (1, bound), xycoords=across, va="center_baseline", color=GREY, **text)
         else:  # out of sight until one zooms out
             axes.add_artist(Line2D([0, 1], [bound, bound], transform=across, **style))
             label = label and f"{label} {arrow}"
             edge, va = (1, "top") if upper else (0, "bottom")
-            axes.text(1.01, edge, label, transform=axes.transAxes, va=va, **text)
+            axes.annotate(label, (1, edge), xycoords="axes fraction", va=va, color=GREY, **text)
 
 
 # The common look.
