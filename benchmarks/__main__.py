@@ -8,12 +8,17 @@ import time
 # Children measure on the same device: none of the processes may take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from . import engine, memory, peers
+from . import engine, memory, optimizers, peers
 from .machine import describe
 from .table import markdown
 from .timing import FULL, QUICK
 
-GROUPS = {**engine.GROUPS, "memory": memory.ten_million, "peers": peers.compare}
+GROUPS = {
+    **engine.GROUPS,
+    **optimizers.GROUPS,
+    "memory": memory.ten_million,
+    "peers": peers.compare,
+}
 
 _LEGEND = (
     "Medians over rounds in which all that is compared runs in turn; in brackets the least. "
