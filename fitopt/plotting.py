@@ -62,8 +62,8 @@ def plot_history(
     curves = [curve for name in names for curve in series(history, name)]
     if log and not any((curve.values > 0).any() for curve in curves):
         raise ValueError("log must be None or False where nothing is positive, got True")
-    axes = _pyplot("plot").subplots(figsize=(6, 3.6), layout="constrained")[1] if ax is None else ax
-    for curve, color in zip(curves, _unused(axes), strict=False):
+    axes = new_axes("plot") if ax is None else ax
+    for curve, color in zip(curves, unused_colors(axes), strict=False):
         curve.draw(axes, color, labelled=len(curves) > 1)
         if curve.label == "loss" and curve.values.shape[1] == 1:
             _mark_least(axes, curve, color)
@@ -255,6 +255,11 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
 # The common look.
 
 
+def new_axes(who: str) -> "Axes":
+    """The axes of a new pyplot figure, for the function that is called so."""
+    return _pyplot(who).subplots(figsize=(6, 3.6), layout="constrained")[1]
+
+
 def tidy(axes: "Axes", ticks: int = 6) -> None:
     """Give axes the look of fitopt's pictures: half a frame, steps as whole numbers, powers of ten."""
     from matplotlib.ticker import MaxNLocator, ScalarFormatter
@@ -314,7 +319,7 @@ def _add_legend(axes: "Axes") -> None:
         axes.legend(loc="best", fontsize="small", handlelength=1.3, **frame)
 
 
-def _unused(axes: "Axes") -> Iterator[str]:
+def unused_colors(axes: "Axes") -> Iterator[str]:
     """Colours for more curves, beginning with those that the axes do not show yet."""
     from matplotlib.colors import to_hex
 
