@@ -4,6 +4,7 @@ import copy
 import io
 import json
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -266,6 +267,23 @@ def test_python_numbers_numpy_arrays_and_strangers_in_the_parameters():
     assert new["n"] == 3 and new["name"] == "x" and new["none"] is None and new["k"] is params["k"]
     assert new["a"] == 0.5 and new["b"].tolist() == [0.5, 0.5]
     assert not new["a"].weak_type
+
+
+def test_an_equinox_module_is_optimised_as_it_is():
+    model = eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0))
+    x = jnp.linspace(0.0, 1.0, 8)[:, None]
+    loss = lambda model: jnp.mean((jax.vmap(model)(x) - 2 * x) ** 2)
+
+    @eqx.filter_jit
+    def step(model, optimizer):
+        value, grads = eqx.filter_value_and_grad(loss)(model)
+        return optimizer.update(grads, model), optimizer, value
+
+    optimizer, losses = Optimizer(optax.adam(0.05)).init(model), []
+    for _ in range(40):
+        model, optimizer, value = step(model, optimizer)
+        losses.append(value)
+    assert isinstance(model, eqx.nn.MLP) and losses[-1] < 0.05 * losses[0]
 
 
 def test_integers_may_have_the_gradients_that_jax_gives_them():
@@ -539,6 +557,27 @@ def test_named_optimizers_and_pattern_groups_hold_their_rates():
     assert new["b"].tolist() == [0.5, 0.5] and new["c"] == 1
 
 
+def test_groups_by_name_work_within_wrappers_and_share_a_program():
+    params = {"a": fitopt.Parameter("rate", 1.0), "b": fitopt.Parameter("offset", 1.0)}
+    groups = fitopt.optimizers.groups({"rate": optax.sgd(0.5)}, default=optax.set_to_zero())
+    tx = optax.chain(optax.clip(1.0), groups)
+    new, _ = step(params, Optimizer(tx).init(params))
+    assert (new["a"], new["b"]) == (0.5, 1.0)
+    size = step._cache_size()
+    step(params, Optimizer(tx).init(params))
+    assert step._cache_size() == size
+
+
+def test_rates_of_many_optimizers_are_set_at_once():
+    optimizers = jax.vmap(Optimizer(fitopt.optimizers.sgd(0.1)).init)({"w": jnp.ones((3, 2))})
+    optimizers.learning_rate = 0.5
+    assert optimizers.learning_rate.tolist() == [0.5, 0.5, 0.5]
+    optimizers.learning_rate = jnp.array([0.0, 1.0, 2.0])
+    update = lambda w, optimizer: optimizer.update({"w": w}, {"w": w})["w"]
+    moved = jax.vmap(update)(jnp.ones((3, 2)), optimizers)
+    assert moved[:, 0].tolist() == [1.0, 0.0, -1.0]
+
+
 def test_setting_the_rate_leaves_copies_alone():
     optimizer = Optimizer(ADAM).init(PARAMS)
     other = copy.copy(optimizer)
@@ -607,23 +646,44 @@ def through_lists(state):
     return json.loads(json.dumps(jax.tree.map(lambda x: x.tolist(), state)))
 
 
+def through_msgpack(state):
+    msgpack = pytest.importorskip("msgpack")
+    encode = lambda x: {"dtype": str(x.dtype), "shape": x.shape, "bytes": x.tobytes()}
+
+    def decode(x):
+        return np.frombuffer(x["bytes"], x["dtype"]).reshape(x["shape"]) if "bytes" in x else x
+
+    return msgpack.unpackb(msgpack.packb(state, default=encode), object_hook=decode)
+
+
+def through_orbax(state, tmp_path):
+    orbax = pytest.importorskip("orbax.checkpoint")
+    with orbax.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", state)
+        return checkpointer.restore(tmp_path / "state")
+
+
 def bounded_and_grouped(params, special):
     return Optimizer(NOISY).init(params).add_group(special, MOMENTUM)
 
 
-@pytest.mark.parametrize(
-    "through",
-    [lambda x: x, through_npz, lambda x: nested(through_npz(x)), through_lists],
-    ids=["nested", "flat", "npz", "lists"],
-)
-def test_a_fit_goes_on_from_its_state_dict_to_the_bit(through):
+@pytest.mark.parametrize("through", ["nested", "flat", "npz", "lists", "msgpack", "orbax"])
+def test_a_fit_goes_on_from_its_state_dict_to_the_bit(through, tmp_path):
+    ways = {
+        "nested": lambda x: x,
+        "flat": through_npz,
+        "npz": lambda x: nested(through_npz(x)),
+        "lists": through_lists,
+        "msgpack": through_msgpack,
+        "orbax": lambda x: through_orbax(x, tmp_path),
+    }
     params, special = parameters(), {"b": jnp.ones(3, jnp.bfloat16)}
     optimizer = bounded_and_grouped(params, special)
     merged = params | special
 
     for _ in range(3):
         merged, optimizer = step(merged, optimizer)
-    saved = through(optimizer.state_dict())
+    saved = ways[through](optimizer.state_dict())
     loaded = bounded_and_grouped(params, special).load_state_dict(saved)
     assert loaded.step_count == 3
     for _ in range(3):
