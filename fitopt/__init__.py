@@ -19,5 +19,6 @@ from .partition import partition as partition
 from .partition import values as values
 from .plotting import plot_parameters as plot_parameters
 from .stateful import Optimizer as Optimizer
+from .uncertainty import Uncertainty as Uncertainty
 
 __version__ = version("fitopt")

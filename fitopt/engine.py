@@ -3,10 +3,11 @@
 import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, PyTree
@@ -26,6 +27,9 @@ from .history import History
 from .loop import Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
 from .stepper import Objective, OptaxStepper, Stepper
+
+if TYPE_CHECKING:
+    from .uncertainty import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
 
@@ -51,6 +55,7 @@ class Fitter:
         uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
         self._problem = Problem(evaluate, make_stepper, traced, uses, endings, follows)
         self._programs: dict[tuple[Layout, str | None], Programs] = {}
+        self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
     def _run(self, state: State, max_steps: int, mode: str | None) -> tuple[State, History]:
         max_steps = check_max_steps(max_steps)
@@ -168,6 +173,32 @@ class OptaxOptimizer(Fitter):
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         return self._run(state, max_steps, mode)
+
+    def uncertainty(
+        self, final_state: PyTree, *, errordef: float = 0.5, mode: str = "rev"
+    ) -> "Uncertainty":
+        """Standard errors and correlations of a fitted state, from the Hessian of the loss.
+
+        **Arguments:**
+
+        - `final_state`: what `run` has returned. The loss must be at its minimum there.
+        - `errordef`: by how much the loss rises at one standard error: 0.5 for a negative
+            log-likelihood, 1 for a sum of squares in units of the variance, as in iminuit.
+        - `mode`: `"rev"` or `"fwd"`: how the loss is differentiated, as for `run`.
+
+        The covariance is `2 * errordef` times the inverse of the Hessian, brought to the user's units.
+        The Hessian is computed by one product with a vector for each fitted number.
+
+        **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
+        """
+        from . import estimation
+
+        if mode not in MODES:
+            raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
+        if not (np.ndim(errordef) == 0 and 0 < errordef < np.inf):
+            raise ValueError(f"errordef must be a positive number, got {errordef!r}")
+        evaluate, derivatives = self._problem.evaluate, self._derivatives
+        return estimation.of_loss(derivatives, evaluate, float(errordef), final_state, mode)
 
 
 def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:

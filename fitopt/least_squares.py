@@ -21,6 +21,8 @@ from .robust import LOSSES, RobustLoss
 if TYPE_CHECKING:
     import optimistix
 
+    from .uncertainty import Uncertainty
+
 State = TypeVar("State", bound=PyTree)
 
 
@@ -87,6 +89,8 @@ class LeastSquares(Fitter):
         if not (np.ndim(f_scale) == 0 and f_scale > 0 and math.isfinite(f_scale)):
             raise ValueError(f"f_scale must be a positive number, got {f_scale!r}")
         self._absolute_sigma = absolute_sigma
+        self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
+        self._robust = LOSSES[loss], float(f_scale)
         from . import solver_stepper  # optimistix takes as long to import as jax
 
         solver = solver_stepper.least_squares_solver(solver)
@@ -112,6 +116,29 @@ class LeastSquares(Fitter):
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         return self._run(state, max_steps, mode)
+
+    def uncertainty(self, final_state: PyTree, *, mode: str | None = None) -> "Uncertainty":
+        """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.
+
+        **Arguments:**
+
+        - `final_state`: what `run` has returned. The sum of squares must be at its minimum there.
+        - `mode`: how the Jacobian is computed, as for `run`.
+
+        The covariance is (JᵀJ)⁻¹, brought to the user's units; unless `absolute_sigma`, it is multiplied
+        with the variance of the residuals: their sum of squares over the degrees of freedom. With a
+        robust loss J and the sum of squares are what `scipy.optimize.curve_fit` takes: slopes count as
+        much as the loss is curved at their residual.
+
+        **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
+        """
+        from . import estimation
+
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
+        return estimation.of_residuals(
+            self._derivatives, self._weighted, *self._robust, self._absolute_sigma, final_state, mode
+        )
 
 
 def _check_sigma(sigma: PyTree) -> None:

@@ -1,0 +1,110 @@
+"""From curvature to covariance, and which directions the data leave open: plain linear algebra.
+
+All of it runs on the host in float64, on matrices whose columns have been scaled to one: how well
+something is determined must not depend on its unit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+class Inverse(NamedTuple):
+    """The inverse of an information matrix, as far as there is one.
+
+    The inverse is `factor @ factor.T` over the directions that are determined.
+    """
+
+    factor: Float[np.ndarray, "n determined"]
+    sizes: Float[np.ndarray, " determined"]  # factor * sizes are directions of one scaled unit each
+    open: Float[np.ndarray, "n open"]  # likewise: along these nothing changes
+    condition: float  # of the scaled matrix
+    falling: int = 0  # along how many of the open directions the loss falls
+
+
+def tolerance(dtype: np.dtype) -> float:
+    """How small a singular value, or an eigenvalue, is no more than rounding in derivatives of a dtype.
+
+    Derivatives of long computations lose a few digits: far more than one rounding, far less than all.
+    """
+    return float(np.finfo(dtype).eps) ** 0.75
+
+
+def invert_root(root: Float[np.ndarray, "m n"], tolerance: float) -> Inverse:
+    """The inverse of `root.T @ root`, which is never formed: its condition is the square."""
+    scale = np.linalg.norm(root, axis=0)
+    scale[scale == 0] = 1.0
+    scaled = root / scale
+    n = scaled.shape[1]
+    triangle = np.asarray(np.linalg.qr(scaled, mode="r"))
+    if triangle.shape[0] == n and np.all(np.diagonal(triangle) != 0):
+        inverse = _inverse_of_triangle(triangle)
+        condition = _norm(triangle) * _norm(inverse)
+        if condition < 1 / tolerance:
+            return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
+    _, sizes, directions = np.linalg.svd(triangle)
+    sizes = np.concatenate([sizes, np.zeros(n - sizes.size)])
+    seen = sizes > tolerance * max(sizes[0], np.finfo(float).tiny)
+    condition = np.inf if sizes[-1] == 0 else sizes[0] / sizes[-1]
+    directions = directions.T / scale[:, None]
+    factor = directions[:, seen] / sizes[seen]
+    return Inverse(factor, sizes[seen], directions[:, ~seen], float(condition))
+
+
+def invert(matrix: Float[np.ndarray, "n n"], tolerance: float) -> Inverse:
+    """The inverse of a symmetric matrix that should be positive definite."""
+    scale = np.sqrt(np.abs(np.diagonal(matrix)))
+    scale[scale == 0] = 1.0
+    scaled = (matrix + matrix.T) / 2 / scale / scale[:, None]
+    n = len(scaled)
+    try:
+        inverse = _inverse_of_triangle(np.linalg.cholesky(scaled, upper=True))
+    except np.linalg.LinAlgError:
+        pass
+    else:
+        condition = _norm(scaled) * _norm(inverse @ inverse.T)
+        if condition < 1 / tolerance:
+            return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
+    sizes, directions = np.linalg.eigh(scaled)
+    largest = np.abs(sizes).max()
+    seen, falling = sizes > tolerance * largest, sizes < -tolerance * largest
+    smallest = np.abs(sizes).min()
+    condition = np.inf if smallest == 0 else largest / smallest
+    directions = directions / scale[:, None]
+    roots = np.sqrt(sizes[seen])
+    factor = directions[:, seen] / roots
+    return Inverse(factor, roots, directions[:, ~seen], float(condition), int(falling.sum()))
+
+
+def is_open(inverse: Inverse, tolerance: float) -> Bool[np.ndarray, " n"]:
+    """Which rows the open directions move."""
+    moved = np.linalg.norm(inverse.open, axis=1)
+    total = np.hypot(moved, np.linalg.norm(inverse.factor * inverse.sizes, axis=1))
+    return moved > tolerance ** (1 / 3) * total
+
+
+def correlation(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    """The correlations; NaN where an error is zero, infinite or NaN.
+
+    >>> correlation(np.array([[4.0, 1.0], [1.0, 1.0]]))
+    array([[1. , 0.5],
+           [0.5, 1. ]])
+    """
+    variances = np.diagonal(covariance)
+    known = (variances > 0) & np.isfinite(variances)
+    errors = np.sqrt(np.where(known, variances, np.nan))
+    result = np.clip(np.where(known, covariance, np.nan) / errors / errors[:, None], -1.0, 1.0)
+    np.fill_diagonal(result, np.where(known, 1.0, np.nan))
+    return result
+
+
+def _inverse_of_triangle(upper: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    from scipy.linalg import solve_triangular  # comes with jax; slow to import
+
+    return solve_triangular(upper, np.eye(len(upper)))
+
+
+def _norm(matrix: Float[np.ndarray, "n n"]) -> float:
+    """The largest sum of absolute values in a column."""
+    return float(np.abs(matrix).sum(axis=0).max())

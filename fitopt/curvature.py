@@ -1,0 +1,156 @@
+"""Derivatives of residuals and losses by the moves of `fitopt.entries.Entries`, compiled."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from .entries import Entries
+from .partition import Layout
+from .robust import RobustLoss
+
+# So many directions at once: enough to keep the processor busy, few enough to bound the memory.
+_AT_ONCE = 128
+
+
+class Root(NamedTuple):
+    """A square root of the information in residuals: `triangle.T @ triangle`."""
+
+    triangle: Float[Array, "k moves"]
+    units: Float[Array, " moves"]
+    gradient: Float[Array, " moves"]  # of half the sum of squares
+    loss: Float[Array, ""]  # the sum of squares, or of what a robust loss makes of them
+    count: int  # of the residuals
+
+
+class Hessian(NamedTuple):
+    """Second derivatives of a loss."""
+
+    matrix: Float[Array, "moves moves"]
+    units: Float[Array, " moves"]
+    gradient: Float[Array, " moves"]
+    loss: Float[Array, ""]
+
+
+def along_basis(product: Callable[[Array], Array], n: int, dtype: np.dtype) -> Float[Array, "n *output"]:
+    """A linear map applied to the n unit vectors, many at a time."""
+    batches = -(-n // _AT_ONCE)
+    size = -(-n // batches)
+
+    def batch(first: Array) -> Array:
+        indices = first + jnp.arange(size)
+        return jax.vmap(lambda i: product(jax.nn.one_hot(i, n, dtype=dtype)))(indices)
+
+    if batches == 1:
+        return batch(jnp.zeros((), int))
+    rows = jax.lax.map(batch, size * jnp.arange(batches))
+    return rows.reshape(-1, *rows.shape[2:])[:n]
+
+
+def root_program(
+    residuals: Callable[[Any], tuple[Any, Any]],
+    robust: RobustLoss,
+    f_scale: float,
+    entries: Entries,
+    layout: Layout,
+    mode: str | None,
+) -> Callable[[Sequence[Array], Sequence[Any]], Root]:
+    """Compile what gives the `Root` of weighted `residuals` at a state, taken apart.
+
+    With a robust loss, residuals and their slopes are weighted such that their products are gradient
+    and, without the curvature of the residuals themselves, Hessian of half the loss, as scipy does.
+    """
+
+    def half(r: Array) -> Array:
+        return jnp.square(r if robust is None else f_scale * robust(r / f_scale)) / 2
+
+    @jax.jit
+    def program(free: Sequence[Array], fixed: Sequence[Any]) -> Root:
+        units = entries.units(free)
+        zero = jnp.zeros(entries.n_moves, entries.dtype)
+
+        def function(moves: Array) -> Array:
+            state = layout.plain(entries.moved(free, units, moves), fixed)
+            return ravel_pytree(residuals(state)[0])[0]
+
+        found = function(zero)
+        m, n = found.size, zero.size
+        if (mode or ("fwd" if n <= m else "rev")) == "fwd":
+            jacobian = along_basis(jax.linearize(function, zero)[1], n, zero.dtype).T
+        else:
+            pull = jax.vjp(function, zero)[1]
+            jacobian = along_basis(lambda row: pull(row)[0], m, found.dtype)
+        slopes = jax.vmap(jax.grad(half))(found)
+        gradient = jacobian.T @ slopes
+        if robust is not None:
+            curvatures = jax.vmap(jax.grad(jax.grad(half)))(found)
+            weights = jnp.maximum(curvatures, jnp.finfo(found.dtype).eps)
+            jacobian = jacobian * jnp.sqrt(weights)[:, None]
+        largest = jnp.max(jnp.abs(jacobian), axis=0)  # QR needs columns that are neither huge nor tiny
+        largest = jnp.where(largest > 0, largest, 1)
+        triangle = jnp.linalg.qr(jacobian / largest, mode="r")
+        return Root(triangle, units / largest, gradient / largest, 2 * jnp.sum(half(found)), m)
+
+    return program
+
+
+def hessian_program(
+    loss: Callable[[Any], tuple[Any, Any]], entries: Entries, layout: Layout, mode: str
+) -> Callable[[Sequence[Array], Sequence[Any]], Hessian]:
+    """Compile what gives the `Hessian` of a loss at a state, taken apart.
+
+    In reverse mode by Hessian-vector products, in forward mode by forward over forward.
+    """
+
+    @jax.jit
+    def program(free: Sequence[Array], fixed: Sequence[Any]) -> Hessian:
+        units = entries.units(free)
+        zero = jnp.zeros(entries.n_moves, entries.dtype)
+        value, gradient, product = _linearized(loss, entries, layout, mode, free, fixed, units, zero)
+        return Hessian(along_basis(product, zero.size, zero.dtype), units, gradient, value)
+
+    return program
+
+
+def _linearized(
+    loss: Callable,
+    entries: Entries,
+    layout: Layout,
+    mode: str,
+    free: Sequence[Array],
+    fixed: Sequence[Any],
+    units: Array,
+    zero: Array,
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Loss, gradient, and the function that multiplies the Hessian by a vector."""
+
+    def function(moves: Array) -> Array:
+        return loss(layout.plain(entries.moved(free, units, moves), fixed))[0]
+
+    def gradient_and_value(moves: Array) -> tuple[Array, Array]:
+        if mode == "rev":
+            value, gradient = jax.value_and_grad(function)(moves)
+            return gradient, value
+        slope = lambda direction: jax.jvp(function, (moves,), (direction,))[1]
+        return along_basis(slope, zero.size, zero.dtype), function(moves)
+
+    gradient, product, value = jax.linearize(gradient_and_value, zero, has_aux=True)
+    return value, gradient, product
+
+
+def push_program(entries: Entries) -> Callable[[Sequence[Array], Array], Array]:
+    """Compile what turns moves, in their own units, into changes of the entries; one in each row."""
+
+    @jax.jit
+    def program(
+        free: Sequence[Array], moves: Float[Array, "rows moves"]
+    ) -> Float[Array, "rows entries"]:
+        units = jnp.ones(entries.n_moves, entries.dtype)
+        changes = lambda moves: entries.read(entries.moved(free, units, moves))
+        return jax.vmap(jax.linearize(changes, jnp.zeros_like(units))[1])(moves)
+
+    return program

@@ -1,0 +1,145 @@
+"""`Uncertainty`: standard errors, correlations and confidence intervals of a fit."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from . import notes
+from .covariance import Inverse, is_open, tolerance
+from .entries import Entries, precision_of
+from .line_search import to_real
+from .partition import flatten
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Uncertainty:
+    """How well the data determine the free Parameters of a fitted state.
+
+    `opt.uncertainty(final_state)` makes one. All of it are plain numbers and NumPy arrays in the user's
+    units. Matrices and vectors have one row for each *entry*: each number in a free Parameter that no
+    mask fixes, named such as `k`, `w[0]`, `w[1,2]`, and for complex numbers `z.real`, `z.imag`.
+
+    - `names`: the entries' names, a tuple of strings
+    - `values`: their fitted values, shape `(entries,)`
+    - `covariance`, `correlation`: shape `(entries, entries)`
+    - `standard_errors`: for each free Parameter's name a float, or an array of its shape
+    - `errors`: the same as a pytree in the structure of the state, None for all that is not free
+    - `undetermined`: the names of the entries that the data do not determine, a tuple
+    - `at_bound`: the names of those that lie on a bound, a tuple
+    - `notes`: for the names of both a sentence why, a dict
+    - `messages`: sentences on what to know before the numbers are used, a tuple
+    - `condition_number`: of the scaled Jacobian or Hessian
+    - `loss`: the sum of squares, or the loss, at the state
+    - `n_data`, `degrees_of_freedom`: how many residuals, and how many more than what was fitted; None
+        for a loss that is no sum of squares
+    - `variance`: of a residual: the sum of squares over the degrees of freedom; NaN where there are
+        none, None likewise
+    - `absolute_sigma`: whether errors follow from `sigma` alone; None likewise
+    - `errordef`: how much more loss makes one standard error; None for least squares
+    - `state`: the fitted state itself
+
+    An error is infinite where the data do not determine the entry, and NaN where there is no error to
+    tell: for entries on a bound, and for those that a mask fixes. Entries on a bound stay there while
+    the errors of the others are computed. Where an error is infinite or NaN, covariances are NaN.
+    """
+
+    names: tuple[str, ...]
+    values: Float[np.ndarray, " entries"]
+    covariance: Float[np.ndarray, "entries entries"]
+    correlation: Float[np.ndarray, "entries entries"]
+    standard_errors: dict[str, Any]
+    errors: PyTree
+    undetermined: tuple[str, ...]
+    at_bound: tuple[str, ...]
+    notes: dict[str, str]
+    messages: tuple[str, ...]
+    condition_number: float
+    loss: float
+    n_data: int | None
+    degrees_of_freedom: int | None
+    variance: float | None
+    absolute_sigma: bool | None
+    errordef: float | None
+    state: PyTree
+    _entries: Entries
+    _inverse: Inverse  # of the information on the entries
+    _spread: float  # errors are as many times larger than the root of its diagonal
+
+    def propagate(
+        self, fn: Callable[[Any], PyTree], final_state: PyTree = None
+    ) -> tuple[PyTree, PyTree]:
+        """Value and standard error of any function of the state, to first order.
+
+        **Arguments:**
+
+        - `fn`: a function of the state, which it gets with plain arrays in place of Parameters, as a
+            loss does. It returns an array or a pytree of arrays: a prediction, a derived quantity.
+        - `final_state`: where to evaluate it, by default `self.state`. It must have the same free
+            Parameters; all else may differ, such as the times at which to predict.
+
+        **Returns:** two pytrees of NumPy arrays in the structure of what `fn` returns. An error is
+        infinite where undetermined entries matter; a product or a sum of such may well be determined.
+
+        **Raises:** `ValueError` if the free Parameters are others.
+
+        >>> import jax.numpy as jnp
+        >>> from fitopt import LeastSquares, Parameter
+        >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
+        >>> y = jnp.array([0.1, 0.9, 2.1, 2.9])
+        >>> line = lambda state: state["slope"] * x + state["offset"]
+        >>> opt = LeastSquares(lambda state: line(state) - y)
+        >>> fitted, _ = opt.run({"slope": Parameter("slope", 1.0), "offset": Parameter("offset", 0.0)})
+        >>> value, error = opt.uncertainty(fitted).propagate(line)
+        >>> print(error.round(3))
+        [0.106 0.069 0.069 0.106]
+        """
+        flat = flatten(self.state if final_state is None else final_state)
+        entries, inverse = self._entries, self._inverse
+        with precision_of(flat.free):
+            given = Entries(flat)
+        if given.names != entries.names:
+            raise ValueError(
+                f"final_state must have the fitted entries {notes.listed(entries.names)}; "
+                f"it has {notes.listed(given.names)}"
+            )
+
+        @jax.jit
+        def push(free: list, fixed: list, directions: Any) -> tuple[PyTree, PyTree]:
+            def function(moves: Any) -> tuple[PyTree, PyTree]:
+                values = entries.write(free, entries.read(free) + moves)
+                output = jax.tree.map(jnp.asarray, fn(flat.layout.plain(values, fixed)))
+                return to_real(output), output
+
+            zero = jnp.zeros(len(entries.names), entries.dtype)
+            _, product, output = jax.linearize(function, zero, has_aux=True)
+            return output, jax.vmap(product)(directions)
+
+        directions = np.concatenate([inverse.factor, inverse.open], axis=1).T
+        with precision_of(flat.free):
+            output, moved = push(flat.free, flat.fixed, jnp.asarray(directions, entries.dtype))
+        output, moved = jax.tree.map(np.asarray, (output, moved))
+        determined = inverse.factor.shape[1]
+
+        def error(moved: np.ndarray, like: np.ndarray) -> np.ndarray:
+            rows = moved.reshape(len(directions), -1).T.astype(float)
+            here = inverse._replace(factor=rows[:, :determined], open=rows[:, determined:])
+            errors = errors_of(here, self._spread, tolerance(entries.dtype)).reshape(moved.shape[1:])
+            return errors[0] + 1j * errors[1] if np.iscomplexobj(like) else errors
+
+        return output, jax.tree.map(error, moved, output)
+
+    def __repr__(self) -> str:
+        return notes.table(self)
+
+
+def errors_of(inverse: Inverse, spread: float, tolerance: float) -> Float[np.ndarray, " n"]:
+    """Standard errors of what the rows stand for; infinite where it is not determined."""
+    lengths = np.linalg.norm(inverse.factor, axis=1)
+    errors = np.where(lengths > 0, spread, 1.0) * lengths  # zero also if the spread is infinite
+    errors[is_open(inverse, tolerance)] = np.inf
+    return errors
