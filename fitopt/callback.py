@@ -131,6 +131,10 @@ class Fit:
         """Append `value`, of the last step, to the history's series `name`, made at every `every`-th."""
         self._run.record(name, value, every)
 
+    def resume_point(self) -> "ResumePoint":
+        """All that going on from the last good step takes, to be kept by `fitopt.checkpoint`."""
+        return self._run.resume_point()
+
     def stop(self, reason: str) -> None:
         """End the fit when the current stretch is over; may be called from anywhere and at any time."""
         self._run.wish = reason

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from . import snapshot
+from . import resume, snapshot
 from .callback import Callback, Fit, HostFunction, cadence, label, open_host
 from .composition import number
 from .edits import interpret, merge_edit
@@ -20,6 +20,7 @@ from .interruption import Interruption, interruptible
 from .loop import FIRST_CALLBACK, MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
 from .parameter import Parameter
 from .partition import Flat, Layout, combine, flatten, is_parameter
+from .resume import BadPoint, Description, ResumePoint
 from .spec import check_value
 
 _STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
@@ -59,10 +60,14 @@ class Run:
         state: PyTree,
         flat: Flat,
         max_steps: int,
+        earlier: tuple[ResumePoint, History] | None = None,
     ):
         self.programs_for = programs_for
         programs = programs_for(flat.layout)
         self.point = Point(0, None, programs, flat.free, flat.fixed)
+        self.fixed = flat.fixed
+        self.earlier = earlier
+        self.resume_at: Point | None = None  # where to go on later, if not at the last point
         self.before: Point | None = None  # the start of the last stretch that made a step
         self.traced = programs.loop.problem.callbacks
         self.callbacks = callbacks
@@ -91,13 +96,18 @@ class Run:
             return self.fit(interruption)
 
     def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
-        began = time.perf_counter()
+        self.began = time.perf_counter()
+        self.history["loss"] = np.zeros(0)
         point = self.point
+        if self.earlier is not None:
+            resume.check_state(self.earlier[0], point.layout, point.start, point.fixed)
         self.carry, self.inside = point.programs.start(point.start, point.fixed)
+        if self.earlier is not None:
+            self.take_up(*self.earlier)
+            point = self.point
         if point.programs.averages is None:
             point.programs.averages = point.programs.loop.averages(self.carry, point.start, point.fixed)
         self.may_run_ahead &= not point.programs.averages
-        self.history["loss"] = np.zeros(0)
         with contextlib.ExitStack() as stack:
             hosts = [
                 Host(place, one, cadence(one), stack.enter_context(open_host(one, Fit(self))))
@@ -123,8 +133,53 @@ class Run:
                     break
                 stretch = self.early or self.dispatch(limit)
             self.take_back()
-            self.finish(began)
+            self.finish()
         return self.result, self.history
+
+    # Going on with an earlier fit.
+
+    def take_up(self, point: ResumePoint, history: History) -> None:
+        """Stand where an earlier fit stood."""
+        programs, start, fixed = self.point.programs, self.point.start, self.point.fixed
+        resume.check_method(point, programs, start, fixed)
+        if point.steps > self.max_steps:
+            raise ValueError(
+                f"cannot resume: max_steps is {self.max_steps}, and {point.steps} steps are made already"
+            )
+        if point.carry is None:
+            return
+        fixed = [x if new is None else new for x, new in zip(fixed, point.fixed, strict=True)]
+        for name, item in resume.cut(history, point.steps).items():
+            every = history._series().get(name)
+            if every is None and name not in RESERVED:
+                self.history[name] = item
+            elif every is not None:
+                series = self.series[name] = Series(-(-self.max_steps // every))
+                series.extend(item, -(-point.steps // every))
+                self.history[name] = series.view()
+        self.history._every = dict(history._every)
+        carry = snapshot.like(point.carry, jax.eval_shape(programs.save, self.carry))
+        self.point = Point(point.steps, carry, programs, point.start, fixed)
+        self.carry, self.values = programs.take_up(carry, point.start, fixed)
+        self.fixed_state = self.point.layout.fixed_state(fixed)
+        self.began -= point.elapsed
+
+    def resume_point(self) -> ResumePoint:
+        """All that going on from the last good step takes, besides the history."""
+        if self.history._resume_point is not None:  # the fit has ended, and stands somewhere else
+            return self.history._resume_point
+        steps, carry, programs, start, fixed = self.resume_at or self.point
+        kept = [None if x is old else x for x, old in zip(fixed, self.fixed, strict=True)]
+
+        def describe() -> tuple[Description, Description]:
+            state = resume.describe_state(programs.loop.layout, start, fixed)
+            return state, resume.describe_method(programs, start, fixed)
+
+        return ResumePoint(steps, carry, start, kept, self.elapsed, describe)
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
 
     # Steps.
 
@@ -178,6 +233,8 @@ class Run:
 
     def series_of(self, name: str, every: int) -> Series:
         if name not in self.series:
+            if self.earlier is not None and self.done:
+                raise ValueError(f"cannot resume: the fit to go on with has not recorded {name!r}")
             self.series[name] = Series(-(-self.max_steps // every))
             self.history._every[name] = every
         return self.series[name]
@@ -332,6 +389,8 @@ class Run:
             good = self.again(back, step)
         else:
             back, what = point if steps else self.before, f"the loss ({loss})"
+            if back is None and self.earlier is not None:
+                raise BadPoint
             if back is None:
                 raise ValueError(self.bad_start(loss))
             good = self.again(back, step - 1)
@@ -340,6 +399,7 @@ class Run:
         bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.values = good.carry, good.values
+        self.resume_at = back
         self.point = back._replace(steps=step, carry=good.saved)
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
@@ -364,11 +424,12 @@ class Run:
 
     # The end.
 
-    def finish(self, began: float) -> None:
+    def finish(self) -> None:
         """Find the loss of the state to return, let callbacks offer a better one, sum up."""
         if self.reason is None:
             self.reason = f"reached max_steps={self.max_steps}"
         programs = self.point.programs
+        self.history._resume_point = self.resume_point()
         to_finish = [
             (finish, jax.tree.map(np.array, self.carry.callbacks[i])) for i, finish in programs.finishes
         ]
@@ -395,7 +456,7 @@ class Run:
             stop_reason=self.reason,
         )
         self.result = self.point.layout.state(values, self.point.fixed) if self.done else self.state
-        self.history["elapsed"] = time.perf_counter() - began
+        self.history["elapsed"] = self.elapsed
         for finish, carry in to_finish:
             finish(self.history, carry)
 

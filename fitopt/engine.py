@@ -1,6 +1,8 @@
 """`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
 
+import contextlib
 import functools
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +15,7 @@ from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, PyTree
 
 from .callback import Callback, HostCallback, label
+from .checkpoint import points
 from .checks import (
     check_callbacks,
     check_loss,
@@ -26,6 +29,7 @@ from .driver import Run
 from .history import History
 from .loop import Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
+from .resume import BadPoint
 from .stepper import Objective, OptaxStepper, Stepper
 
 if TYPE_CHECKING:
@@ -57,15 +61,23 @@ class Fitter:
         self._programs: dict[tuple[Layout, str | None], Programs] = {}
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
-    def _run(self, state: State, max_steps: int, mode: str | None) -> tuple[State, History]:
+    def _run(
+        self, state: State, max_steps: int, mode: str | None, resume_from: Any
+    ) -> tuple[State, History]:
         max_steps = check_max_steps(max_steps)
         flat = flatten(state)
         if not flat.free:
             raise ValueError(nothing_free(state))
         if get_opaque_trace_state() != _NO_TRACE:
+            if resume_from is not None:
+                raise TypeError("resume_from does not work inside jit, vmap or grad")
             return self._run_traced(flat, max_steps, mode)
         programs_for = functools.partial(self._programs_for, mode=mode)
-        return Run(programs_for, self._callbacks, state, flat, max_steps)()
+        new = functools.partial(Run, programs_for, self._callbacks, state, flat, max_steps)
+        for earlier in points(resume_from):
+            with contextlib.suppress(BadPoint):
+                return new(earlier)()
+        return new()()
 
     def _programs_for(self, layout: Layout, mode: str | None) -> Programs:
         programs = self._programs.get((layout, mode))
@@ -151,7 +163,14 @@ class OptaxOptimizer(Fitter):
             make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
             super().__init__(callback, evaluate, make_stepper)
 
-    def run(self, state: State, max_steps: int = 1, mode: str = "rev") -> tuple[State, History]:
+    def run(
+        self,
+        state: State,
+        max_steps: int = 1,
+        mode: str = "rev",
+        *,
+        resume_from: str | os.PathLike[str] | History | None = None,
+    ) -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.
 
         **Arguments:**
@@ -161,6 +180,9 @@ class OptaxOptimizer(Fitter):
         - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
         - `mode`: `"rev"`, or `"fwd"` for forward-mode differentiation: for few parameters, and for
             losses that contain a `lax.while_loop`.
+        - `resume_from`: a directory into which `fitopt.callbacks.Checkpoint` has written, or the history
+            of an earlier run: go on with that fit, bit for bit, until `max_steps` are made in all. A
+            directory without a checkpoint is that of a fit that has yet to begin.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 
@@ -172,7 +194,7 @@ class OptaxOptimizer(Fitter):
         """
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
-        return self._run(state, max_steps, mode)
+        return self._run(state, max_steps, mode, resume_from)
 
     def uncertainty(
         self, final_state: PyTree, *, errordef: float = 0.5, mode: str = "rev"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Int, PyTree
 
 from . import archive
@@ -33,9 +34,14 @@ class History(dict):
     stop (integers with zeros), and neither `"stop_reason"` nor `"elapsed"`.
     """
 
+    _resume_point: Any = None  # where the fit has ended, for `run(resume_from=history)`
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._every: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:  # what copies and pickles take besides the items
+        return {"_every": dict(self._every)}
 
     def steps(self, name: str) -> Int[np.ndarray, " records"]:
         """The steps at which series `name` was recorded.
@@ -122,7 +128,7 @@ class History(dict):
         return plot_history(self, *names, ax=ax, log=log)
 
     def __repr__(self) -> str:
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(dict(self))):
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dict(self))):
             return f"History({', '.join(map(repr, self))})"
         recorded = [
             name if every == 1 else f"{name} (every {every})"

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -98,7 +99,14 @@ class LeastSquares(Fitter):
         make_stepper = functools.partial(solver_stepper.make, solver)
         super().__init__(callback, evaluate, make_stepper, solver_stepper.endings(solver), True)
 
-    def run(self, state: State, max_steps: int = 1000, mode: str | None = None) -> tuple[State, History]:
+    def run(
+        self,
+        state: State,
+        max_steps: int = 1000,
+        mode: str | None = None,
+        *,
+        resume_from: str | os.PathLike[str] | History | None = None,
+    ) -> tuple[State, History]:
         """Make steps from `state` until the solver has converged, at most `max_steps`.
 
         **Arguments:**
@@ -107,6 +115,7 @@ class LeastSquares(Fitter):
         - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
         - `mode`: `"fwd"` or `"rev"`: how the Jacobian is computed; by default in forward mode, unless
             there are more Parameters than residuals.
+        - `resume_from`: a directory of checkpoints, or a history, as for `fitopt.OptaxOptimizer`.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 
@@ -115,7 +124,7 @@ class LeastSquares(Fitter):
         """
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
-        return self._run(state, max_steps, mode)
+        return self._run(state, max_steps, mode, resume_from)
 
     def uncertainty(self, final_state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.

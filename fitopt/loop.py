@@ -262,6 +262,13 @@ class Loop:
         carry = Carry(moved, carry.callbacks)
         return carry, snapshot.take(carry), self.inside(edited)
 
+    def take_up(
+        self, saved: snapshot.Snapshot, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> tuple[Carry, list[Array]]:
+        """A saved carry, and the values of the free Parameters where it stands."""
+        carry = snapshot.restore(saved)
+        return carry, self.values(self.stepper(start, fixed).coordinates(carry.stepper), start)
+
     def learning_rate(
         self, saved: snapshot.Snapshot, start: Sequence[Array], fixed: Sequence[Any]
     ) -> PyTree | None:
@@ -340,5 +347,6 @@ class Programs:
         self.gradients_finite = jax.jit(loop.gradients_finite)
         self.save = jax.jit(snapshot.take)
         self.restore = jax.jit(snapshot.restore)
+        self.take_up = jax.jit(loop.take_up)
         self.learning_rate = jax.jit(loop.learning_rate)
         self.set_learning_rate = jax.jit(loop.set_learning_rate)

@@ -47,6 +47,11 @@ def take(tree: PyTree) -> Snapshot:
     return Snapshot(joined, others, structure, shapes)
 
 
+def like(snapshot: Snapshot, other: Snapshot) -> Snapshot:
+    """The arrays of one snapshot in the structure of another; for one that comes from a file."""
+    return Snapshot(snapshot.joined, snapshot.others, other.structure, other.shapes)
+
+
 def restore(snapshot: Snapshot) -> PyTree:
     """The pytree that a snapshot was taken of.
 

@@ -1,0 +1,169 @@
+"""A host callback that keeps checkpoints of a fit."""
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fitopt import checkpoint
+from fitopt.callback import Fit, HostCallback
+
+
+class Checkpoint(HostCallback):
+    """Keep checkpoints in a directory, from which `run(..., resume_from=directory)` goes on.
+
+    A fit that is resumed takes the same steps, to the last bit, as if it had not been interrupted. A
+    checkpoint holds coordinates, the optimizer's state, that of callbacks, and the history so far;
+    orbax writes it while the fit goes on. A last one is written when the fit ends: at its last step, at
+    Ctrl-C, when a callback raises, and at SIGTERM, by which batch queues announce the end and which ends
+    the fit as Ctrl-C does (a second one ends the process). A disk that is full or gone does not end the
+    fit: there is one warning, and the next checkpoints are tried again.
+
+    **Arguments:**
+
+    - `directory`: made if need be. One that holds checkpoints already is for resuming from it.
+    - `every`: write after steps 0, `every`, 2 `every`, ... instead of by the clock.
+    - `seconds`: without `every`, write when so much time has passed since the last one.
+    - `keep`: how many of the last checkpoints are kept.
+
+    **Raises:** `FileExistsError` when a fit starts anew in a directory with the checkpoints of another;
+    `ImportError` without orbax; `ValueError` for arguments out of range.
+
+    >>> import tempfile, optax
+    >>> from fitopt import OptaxOptimizer, Parameter
+    >>> directory = tempfile.mkdtemp()
+    >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optax.adam(0.1), Checkpoint(directory))
+    >>> _ = fit.run({"x": Parameter("x", 0.0)}, max_steps=50)
+    >>> _, history = fit.run({"x": Parameter("x", 0.0)}, max_steps=80, resume_from=directory)
+    >>> len(history["loss"])
+    80
+    """
+
+    uses = ()
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        every: int | None = None,
+        *,
+        seconds: float = 60.0,
+        keep: int = 3,
+    ):
+        if not isinstance(directory, str | os.PathLike):
+            raise TypeError(f"Checkpoint: directory must be a path, got {directory!r}")
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"Checkpoint: every must be a positive integer or None, got {every!r}")
+        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
+            raise ValueError(f"Checkpoint: keep must be a positive integer, got {keep!r}")
+        if not seconds >= 0:
+            raise ValueError(f"Checkpoint: seconds must be at least 0, got {seconds!r}")
+        self.directory = Path(directory)
+        self.every = every
+        self.seconds = seconds
+        self.keep = keep
+        self._mine = False  # whether this object has written what lies in the directory
+
+    @contextlib.contextmanager
+    def open(self, fit: Fit) -> Iterator[Any]:
+        with contextlib.closing(_Writer(self.directory, self.keep, fit)) as writer:
+            writer.begin(may_replace=self._mine)
+            self._mine = True
+            last = time.monotonic()
+
+            def look(*_: Any) -> None:
+                nonlocal last
+                if self.every is not None or time.monotonic() - last >= self.seconds:
+                    writer.write()
+                    last = time.monotonic()
+
+            try:
+                with _stopped_by_sigterm(fit):
+                    yield look
+            finally:
+                writer.write()
+
+
+class _Writer:
+    """Writes the checkpoints of one fit; a fault of the disk is told once."""
+
+    def __init__(self, directory: Path, keep: int, fit: Fit):
+        self.directory = directory
+        self.keep = keep
+        self.fit = fit
+        self.last = len(fit.history["loss"])
+        self.manager: Any = checkpoint.open_manager(directory, keep)
+        self.warned = False
+
+    def begin(self, may_replace: bool) -> None:
+        """Make room: checkpoints of steps to come are in the way of new ones."""
+        later = [step for step in self.manager.all_steps() if step > self.last]
+        if later and self.last == 0 and not may_replace:
+            raise FileExistsError(
+                f"Checkpoint: {self.directory} holds the checkpoints of another fit, up to step "
+                f"{max(later)}; go on with it by run(..., resume_from=...), or use another directory"
+            )
+        for step in later:
+            self.manager.delete(step)
+
+    def write(self) -> None:
+        point = self.fit.resume_point()
+        if point.carry is None or point.steps <= self.last:
+            return
+        with self.faults_told():
+            if self.manager is None:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self.manager = checkpoint.open_manager(self.directory, self.keep)
+            self.manager.wait_until_finished()
+            if not self.directory.is_dir():
+                raise FileNotFoundError(f"{self.directory} is gone")
+            checkpoint.write(self.manager, point, self.fit.history)
+            self.last = point.steps
+
+    def close(self) -> None:
+        if self.manager is not None:
+            with self.faults_told():
+                self.manager.wait_until_finished()
+        if self.manager is not None:
+            self.manager.close()
+
+    @contextlib.contextmanager
+    def faults_told(self) -> Iterator[None]:
+        """Warn of the first fault of the disk, in whatever form orbax tells of it; then begin afresh."""
+        try:
+            yield
+        except Exception as error:
+            if not self.warned:
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                warnings.warn(
+                    f"Checkpoint: could not write to {self.directory}, the fit goes on ({reason})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self.warned = True
+            with contextlib.suppress(Exception):
+                self.manager.close()
+            self.manager = None
+
+
+@contextlib.contextmanager
+def _stopped_by_sigterm(fit: Fit) -> Iterator[None]:
+    """Take SIGTERM as a wish to end the fit; only in the main thread, and over the default alone."""
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def handle(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        fit.stop("terminated (SIGTERM)")
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

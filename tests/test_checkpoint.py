@@ -1,0 +1,427 @@
+"""Checkpoints, and fits that go on from them bit for bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fitopt
+from fitopt import OptaxOptimizer, Parameter, optimizers
+from fitopt.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    KeepBest,
+    RecordLearningRate,
+    RecordParameters,
+)
+
+from .conftest import counted_compilations, decay_loss, quadratic
+
+pytest.importorskip("orbax.checkpoint")
+STEPS = 120
+
+
+def state():
+    return {
+        "A": Parameter("A", 1.0, lower=0.0),
+        "k": Parameter("k", 1.0, scale=3.0),
+        "C": Parameter("C", 0.0),
+        "tail": Parameter("tail", jnp.arange(3.0), mask=jnp.array([True, False, True])),
+    }
+
+
+def loss(state):
+    return decay_loss(state) + 0.01 * jnp.sum((state["tail"] - 5.0) ** 2)
+
+
+def callbacks(*more):
+    return [EarlyStopping(patience=1000), KeepBest(), RecordParameters(every=7), *more]
+
+
+def assert_same(one, other):
+    """The same fit: state and history, to the last bit; but for the seconds."""
+    (fitted, history), (expected, reference) = one, other
+    jax.tree.map(np.testing.assert_array_equal, fitopt.values(fitted), fitopt.values(expected))
+    assert history.keys() == reference.keys()
+    for name in history.keys() - {"elapsed"}:
+        jax.tree.map(np.testing.assert_array_equal, history[name], reference[name])
+    for name in history._every:
+        np.testing.assert_array_equal(history.steps(name), reference.steps(name))
+
+
+def steps_in(directory):
+    return sorted(int(name) for name in os.listdir(directory) if name.isdigit())
+
+
+FAMILIES = {
+    "adam": optax.adam(0.02),
+    "lbfgs": optax.lbfgs(),
+    "schedule": optimizers.adam(optax.cosine_decay_schedule(0.05, STEPS)),
+    "MultiSteps": optax.MultiSteps(optax.adam(0.02), 4),
+    "sm3": optimizers.sm3(0.1),
+    "noise with typed keys": optax.chain(
+        optax.add_noise(0.01, 0.55, jax.random.key(0)), optimizers.momentum(0.02)
+    ),
+    "lookahead": optimizers.lookahead(optimizers.adam(0.02)),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_resumed_fit_is_the_uninterrupted_one_bit_for_bit(family, tmp_path):
+    fit = OptaxOptimizer(loss, FAMILIES[family], callbacks(Checkpoint(tmp_path)))
+    whole = fit.run(state(), STEPS)
+    _, half = fit.run(state(), 53)
+    assert steps_in(tmp_path) == [53]
+    assert_same(fit.run(state(), STEPS, resume_from=tmp_path), whole)
+    assert steps_in(tmp_path) == [53, STEPS]
+    assert_same(fit.run(state(), STEPS, resume_from=half), whole)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with checkpoints of steps 1, 21, 41 and 53, and what the whole fit gives."""
+    fit = OptaxOptimizer(loss, optax.adam(0.02), callbacks(Checkpoint(tmp_path, every=20, keep=4)))
+    fit.run(state(), 53)
+    assert steps_in(tmp_path) == [1, 21, 41, 53]
+    return tmp_path, OptaxOptimizer(loss, optax.adam(0.02), callbacks())
+
+
+def damage(directory):
+    """Change some bytes in the largest file of a checkpoint."""
+    files = [os.path.join(root, name) for root, _, names in os.walk(directory) for name in names]
+    largest = max(files, key=os.path.getsize)
+    with open(largest, "r+b") as file:
+        file.seek(os.path.getsize(largest) // 2)
+        file.write(b"\xff" * 16)
+
+
+def truncate(directory):
+    for root, _, names in os.walk(directory):
+        for name in names:
+            os.truncate(os.path.join(root, name), 0)
+
+
+@pytest.mark.parametrize("harm", [damage, truncate, shutil.rmtree])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(saved, harm):
+    directory, fit = saved
+    harm(directory / "53")
+    whole = fit.run(state(), STEPS)
+    if harm is shutil.rmtree:
+        resumed = fit.run(state(), STEPS, resume_from=directory)
+    else:
+        with pytest.warns(RuntimeWarning, match="step 53 .* is damaged"):
+            resumed = fit.run(state(), STEPS, resume_from=directory)
+    assert_same(resumed, whole)
+
+
+def test_a_fit_that_falls_back_writes_over_the_damaged_checkpoint(saved):
+    directory, _ = saved
+    damage(directory / "53")
+    fit = OptaxOptimizer(loss, optax.adam(0.02), callbacks(Checkpoint(directory, keep=2)))
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        fit.run(state(), 53, resume_from=directory)
+    assert steps_in(directory) == [41, 53]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit.run(state(), 53, resume_from=directory)
+
+
+def test_where_all_checkpoints_are_damaged_the_fit_begins_anew_with_a_warning(saved):
+    directory, fit = saved
+    for step in steps_in(directory):
+        damage(directory / str(step))
+    with pytest.warns(RuntimeWarning, match="damaged"):
+        resumed = fit.run(state(), 60, resume_from=directory)
+    assert_same(resumed, fit.run(state(), 60))
+
+
+def test_a_directory_without_checkpoints_is_that_of_a_fit_yet_to_begin(tmp_path):
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1))
+    start = {"x": Parameter("x", 3.0), "target": 1.0}
+    with pytest.warns(RuntimeWarning, match="no checkpoint in .* begins anew"):
+        resumed = fit.run(start, 5, resume_from=tmp_path / "absent")
+    assert_same(resumed, fit.run(start, 5))
+    assert not (tmp_path / "absent").exists()
+
+
+DIFFERENT = {
+    "a dtype": (lambda s: {**s, "C": Parameter("C", jnp.float16(0))}, r"C is .*float32.*float16"),
+    "a shape": (lambda s: {**s, "C": Parameter("C", jnp.zeros(2))}, r"C is .*float32.*float32\[2\]"),
+    "a name": (lambda s: {**s, "C": Parameter("c", 0.0)}, "'C'.*'c'"),
+    "a bound": (lambda s: {**s, "A": Parameter("A", 1.0, lower=0.5)}, "lower=0.0 there.*lower=0.5"),
+    "what is free": (lambda s: {**s, "C": s["C"].fix()}, "free .*'C'.* there, fixed"),
+    "a missing part": (lambda s: {n: x for n, x in s.items() if n != "tail"}, "tail is .*missing here"),
+    "a further part": (lambda s: {**s, "n": 3}, "n is missing there, 3 here"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_a_checkpoint_of_another_state_is_refused_by_name(what, saved):
+    directory, fit = saved
+    change, message = DIFFERENT[what]
+    with pytest.raises(ValueError, match=f"another state: .*{message}"):
+        fit.run(change(state()), STEPS, resume_from=directory)
+    _, history = fit.run(state(), 3)
+    with pytest.raises(ValueError, match=f"another state: .*{message}"):
+        fit.run(change(state()), STEPS, resume_from=history)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused_by_name(saved):
+    directory, _ = saved
+    fit = OptaxOptimizer(loss, optax.lbfgs(), callbacks())
+    with pytest.raises(
+        ValueError, match=r"another optimizer.*\.mu\['A'\] is float32\[\] there, missing"
+    ):
+        fit.run(state(), STEPS, resume_from=directory)
+
+
+def test_a_checkpoint_of_other_callbacks_is_refused_by_name(saved):
+    directory, _ = saved
+    with pytest.raises(
+        ValueError, match=r"other callbacks: KeepBest.loss is float32\[\] there, missing"
+    ):
+        OptaxOptimizer(loss, optax.adam(0.02), EarlyStopping(1000)).run(
+            state(), STEPS, resume_from=directory
+        )
+    fit = OptaxOptimizer(loss, optax.adam(0.02), [*callbacks(), fitopt.callbacks.RecordGradientNorm()])
+    with pytest.raises(ValueError, match="has not recorded 'gradient_norm'"):
+        fit.run(state(), STEPS, resume_from=directory)
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (3, TypeError, "must be a directory or a History"),
+        (__file__, NotADirectoryError, "is not a directory"),
+        (fitopt.History(), ValueError, "does not know where its fit has ended"),
+    ],
+)
+def test_what_cannot_be_resumed_from_is_an_error(parabola, source, error, message):
+    with pytest.raises(error, match=message):
+        OptaxOptimizer(quadratic, optax.sgd(0.1)).run(parabola, 5, resume_from=source)
+
+
+def test_a_fit_cannot_be_resumed_inside_a_transformation_or_to_fewer_steps(parabola):
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1))
+    _, history = fit.run(parabola, 5)
+    with pytest.raises(TypeError, match="resume_from does not work inside"):
+        jax.jit(lambda s: fit.run(s, 9, resume_from=history)[0])(parabola)
+    with pytest.raises(ValueError, match="max_steps is 4, and 5 steps are made"):
+        fit.run(parabola, 4, resume_from=history)
+
+
+def test_resuming_a_complete_fit_gives_it_again_and_compiles_little(parabola):
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), KeepBest())
+    whole = fit.run(parabola, 5)
+    fit.run(parabola, 5, resume_from=whole[1])
+    with counted_compilations() as compilations:
+        again = fit.run(parabola, 5, resume_from=whole[1])
+    assert not compilations
+    assert_same(again, whole)
+
+
+def test_a_fit_that_stopped_early_goes_on_with_what_its_callbacks_know(parabola):
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.0), EarlyStopping(patience=10))
+    _, history = fit.run(parabola, 50)
+    assert history["n_steps"] == 11
+    _, history = fit.run(parabola, 50, resume_from=history)
+    assert history["n_steps"] == 12  # it has waited long enough already
+
+
+def test_host_callbacks_count_the_steps_of_the_whole_fit(parabola):
+    seen = []
+
+    def look(step, diff, static, history, aux, loss, grads):
+        seen.append((step, len(history["loss"])))
+
+    look.every = 4
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), look)
+    _, history = fit.run(parabola, 6)
+    fit.run(parabola, 13, resume_from=history)
+    assert seen == [(0, 1), (4, 5), (8, 9), (12, 13)]
+
+
+def test_what_callbacks_have_edited_is_taken_up(tmp_path, parabola):
+    def edit(step, diff, static, history, aux, loss, grads):
+        if step == 3:
+            return False, {"x": diff["x"].replace(value=5.0), "target": None}, {**static, "target": 2.0}
+
+    whole = OptaxOptimizer(quadratic, optax.adam(0.1), edit).run(parabola, 12)
+    fit = OptaxOptimizer(quadratic, optax.adam(0.1), [edit, Checkpoint(tmp_path)])
+    _, history = fit.run(parabola, 8)
+    assert_same(fit.run(parabola, 12, resume_from=history), whole)
+    shutil.rmtree(tmp_path / "12")
+    assert_same(fit.run(parabola, 12, resume_from=tmp_path), whole)
+
+
+def test_a_learning_rate_that_was_set_is_taken_up(tmp_path, parabola):
+    class Halve(fitopt.Callback):
+        def next_learning_rate(self, info, carry):
+            return info.learning_rate / 2
+
+    fit = OptaxOptimizer(quadratic, optimizers.sgd(0.4), [Halve(), RecordLearningRate()])
+    _, history = fit.run(parabola, 4)
+    assert_same(fit.run(parabola, 9, resume_from=history), fit.run(parabola, 9))
+
+
+def poisoned(state):
+    """NaN once x has passed 2."""
+    return jnp.where(state["x"] < 2.0, jnp.nan, quadratic(state))
+
+
+def test_a_fit_that_ended_at_a_fault_is_resumed_before_it(tmp_path):
+    start = {"x": Parameter("x", 9.0), "target": 1.0}
+    fit = OptaxOptimizer(poisoned, optax.sgd(0.1), [RecordParameters(), Checkpoint(tmp_path, every=3)])
+    with pytest.warns(RuntimeWarning, match="was not finite"):
+        whole = fit.run(start, 50)
+    for source in (whole[1], tmp_path):
+        with pytest.warns(RuntimeWarning, match="was not finite"):
+            assert_same(fit.run(start, 50, resume_from=source), whole)
+
+
+def test_a_checkpoint_whose_loss_is_not_finite_falls_back_too(tmp_path):
+    # After ten steps x < 2: a kill in that moment leaves a checkpoint from which no step can be made.
+    start = {"x": Parameter("x", 9.0), "target": 1.0}
+    plain = OptaxOptimizer(poisoned, optax.sgd(0.1))
+    with pytest.warns(RuntimeWarning, match="was not finite"):
+        whole = plain.run(start, 50)
+    steps = whole[1]["n_steps"]
+    fine = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=3))
+    fine.run(start, steps)
+    with pytest.warns(RuntimeWarning, match="was not finite"):
+        assert_same(plain.run(start, 50, resume_from=tmp_path), whole)
+
+
+def test_a_new_fit_does_not_write_over_the_checkpoints_of_another(tmp_path, parabola):
+    first = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path))
+    first.run(parabola, 5)
+    with pytest.raises(FileExistsError, match="up to step 5; go on with it"):
+        OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path)).run(parabola, 5)
+    first.run(parabola, 3)  # but over its own
+    assert steps_in(tmp_path) == [3]
+
+
+def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, parabola):
+    directory = tmp_path / "checkpoints"
+
+    def vanish(step, *_):
+        if step == 4:
+            directory.rename(tmp_path / "elsewhere")
+            directory.write_text("in the way")
+
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), [vanish, Checkpoint(directory, every=2)])
+    with pytest.warns(RuntimeWarning) as caught:
+        _, history = fit.run(parabola, 20)
+    assert len([w for w in caught if "could not write" in str(w.message)]) == 1
+    assert history["n_steps"] == 20
+    plain = OptaxOptimizer(quadratic, optax.sgd(0.1))
+    assert_same(plain.run(parabola, 30, resume_from=history), plain.run(parabola, 30))
+
+
+def test_an_exception_in_another_callback_leaves_a_last_checkpoint(tmp_path, parabola):
+    def fail(step, *_):
+        if step == 6:
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        OptaxOptimizer(quadratic, optax.sgd(0.1), [Checkpoint(tmp_path), fail]).run(parabola, 20)
+    assert steps_in(tmp_path) == [7]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_fit_and_leaves_a_last_checkpoint(sent, tmp_path, parabola):
+    before = signal.getsignal(sent)
+    steps = []
+
+    def send(step, *_):
+        steps.append(step)
+        if step == 6:
+            # From outside of the callback, in which Ctrl-C is the callback's own.
+            threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
+
+    send.every = 2
+    fit = OptaxOptimizer(quadratic, optax.sgd(1e-9), [Checkpoint(tmp_path), send])
+    _, history = fit.run(parabola, 10**7)
+    assert signal.getsignal(sent) is before
+    what = "interrupted (Ctrl-C)" if sent == signal.SIGINT else "terminated (SIGTERM)"
+    assert history["stop_reason"].startswith(what)
+    assert 7 <= history["n_steps"] < 10**7
+    assert steps_in(tmp_path) == [history["n_steps"]]
+
+
+SCRIPT = """
+import sys
+import jax.numpy as jnp, optax
+from fitopt import OptaxOptimizer, Parameter
+from fitopt.callbacks import Checkpoint, CSVLogger, EarlyStopping, KeepBest, RecordParameters
+
+t = jnp.linspace(0.0, 4.0, 40)
+data = 2.5 * jnp.exp(-1.3 * t) + 0.5
+
+def loss(state):
+    return jnp.mean((state["A"] * jnp.exp(-state["k"] * t) - data) ** 2)
+
+def tell(step, *_):
+    print(step, flush=True)
+
+tell.every = 40
+directory, steps = sys.argv[1], int(sys.argv[2])
+state = {"A": Parameter("A", 1.0, lower=0.0), "k": Parameter("k", 1.0)}
+callbacks = [EarlyStopping(10**6), KeepBest(), RecordParameters(every=3), tell]
+callbacks += [CSVLogger(f"{directory}.csv"), Checkpoint(directory, every=40)]
+fit = OptaxOptimizer(loss, optax.adam(0.01), callbacks)
+fitted, history = fit.run(state, steps, resume_from=directory)
+history.save(f"{directory}.npz")
+print("done", float(fitted["A"]).hex(), float(fitted["k"]).hex(), flush=True)
+"""
+
+
+def test_a_fit_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_path):
+    script = tmp_path / "fit.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+
+    def begin(name):
+        command = [sys.executable, str(script), str(tmp_path / name), "1000"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def finish(process):
+        with process:
+            output, errors = process.communicate()
+        assert process.returncode == 0, errors
+        return output.splitlines()[-1]
+
+    reference = begin("whole")
+    for lines in (3, 9):  # killed after so many signs of life
+        with begin("killed") as process:
+            for _ in range(lines):
+                process.stdout.readline()
+            process.kill()
+    whole, killed = finish(reference), finish(begin("killed"))
+    assert killed == whole
+    one, other = (fitopt.History.load(tmp_path / f"{name}.npz") for name in ("killed", "whole"))
+    assert_same(({}, one), ({}, other))
+    assert (tmp_path / "killed.csv").read_text() == (tmp_path / "whole.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"directory": 3}, TypeError, "directory must be a path"),
+        ({"directory": "x", "every": 0}, ValueError, "every must be a positive integer or None"),
+        ({"directory": "x", "keep": 0}, ValueError, "keep must be a positive integer"),
+        ({"directory": "x", "seconds": float("nan")}, ValueError, "seconds must be at least 0"),
+    ],
+)
+def test_arguments_out_of_range_are_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        Checkpoint(**arguments)
