@@ -208,7 +208,7 @@ class Plan:
             arrays, *new = group.step(own, opt_state, grads[part], values, more, apply_updates)
             results += arrays
             after.append(new)
-        count = None if count is None else optax.safe_increment(count)
+        count = None if count is None else jnp.asarray(optax.safe_increment(count))
         return results, self.pack(count, *zip(*after, strict=True))
 
     @functools.cached_property
