@@ -1,5 +1,6 @@
 """Checkpoints, and fits that go on from them bit for bit."""
 
+import errno
 import os
 import shutil
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 
 import jax
@@ -316,6 +318,8 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
 
     def vanish(step, *_):
         if step == 4:
+            while steps_in(directory) != [1, 3]:  # orbax' threads would tell of a write that fails
+                time.sleep(0.01)
             directory.rename(tmp_path / "elsewhere")
             directory.write_text("in the way")
 
@@ -326,6 +330,23 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
     assert history["n_steps"] == 20
     plain = OptaxOptimizer(quadratic, optax.sgd(0.1))
     assert_same(plain.run(parabola, 30, resume_from=history), plain.run(parabola, 30))
+
+
+def test_a_full_disk_is_one_warning_and_later_checkpoints_are_tried(tmp_path, parabola, monkeypatch):
+    write = fitopt.checkpoint.write
+
+    def full_for_a_while(manager, point, history):
+        if 4 <= point.steps < 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(manager, point, history)
+
+    monkeypatch.setattr(fitopt.checkpoint, "write", full_for_a_while)
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=2, keep=9))
+    with pytest.warns(RuntimeWarning, match="could not write .* No space left on device") as caught:
+        _, history = fit.run(parabola, 14)
+    assert len(caught) == 1
+    assert history["n_steps"] == 14
+    assert steps_in(tmp_path) == [1, 3, 13, 14]
 
 
 def test_an_exception_in_another_callback_leaves_a_last_checkpoint(tmp_path, parabola):
