@@ -285,8 +285,10 @@ class Run:
         step = self.done - 1
         stops: dict[int, str] = {}
         if stopper is not None and stopper >= len(self.traced):
-            ending = self.point.programs.loop.problem.endings[stopper - len(self.traced)]
-            stops[len(self.callbacks)] = f"{ending} (at step {step})"
+            endings = self.point.programs.loop.problem.endings
+            assert endings is not None
+            sentence = endings(self.values)[stopper - len(self.traced)]
+            stops[len(self.callbacks)] = f"{sentence} (at step {step})"
         elif stopper is not None:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)

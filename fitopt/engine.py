@@ -27,7 +27,7 @@ from .checks import (
 from .differentiation import MODES
 from .driver import Run
 from .history import History
-from .loop import Loop, Problem, Programs
+from .loop import Endings, Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
 from .resume import BadPoint
 from .stepper import Objective, OptaxStepper, Stepper
@@ -49,7 +49,7 @@ class Fitter:
         callback: Any,
         evaluate: Callable[[Any], tuple[Any, Any]],
         make_stepper: Callable[[Objective, str | None, PyTree], Stepper],
-        endings: tuple[str, ...] = (),
+        endings: Endings | None = None,
         follows: bool = False,
     ):
         self._callbacks = check_callbacks(callback)
@@ -158,7 +158,13 @@ class OptaxOptimizer(Fitter):
             from . import solver_stepper  # brings optimistix with it
 
             make_stepper = functools.partial(solver_stepper.make, optimizer)
-            super().__init__(callback, evaluate, make_stepper, solver_stepper.endings(optimizer), True)
+            super().__init__(
+                callback,
+                evaluate,
+                make_stepper,
+                functools.partial(solver_stepper.endings, optimizer),
+                True,
+            )
         else:
             make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
             super().__init__(callback, evaluate, make_stepper)

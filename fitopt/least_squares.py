@@ -35,7 +35,8 @@ class LeastSquares(Fitter):
     - `residuals`: a function of the state that returns what should be small: an array or a pytree of
         arrays, such as model - data; or `(residuals, aux)` with `has_aux=True`. It gets the state with
         plain arrays in place of Parameters.
-    - `solver`: a least-squares solver of optimistix; `optimistix.LevenbergMarquardt` by default.
+    - `solver`: a least-squares solver of optimistix; by default `optimistix.LevenbergMarquardt` with
+        rtol=1e-8 and atol=1e-12 in double precision, 1e-5 and 1e-8 in single.
     - `callback`: one callback or a list of them, as for `fitopt.OptaxOptimizer`.
     - `has_aux`: whether `residuals` returns auxiliary data besides.
     - `sigma`: the standard deviation of each datum, by which its residual is divided: a number, an
@@ -94,15 +95,17 @@ class LeastSquares(Fitter):
         self._robust = LOSSES[loss], float(f_scale)
         from . import solver_stepper  # optimistix takes as long to import as jax
 
-        solver = solver_stepper.least_squares_solver(solver)
+        solver = solver_stepper.check_solver(solver)
         evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], float(f_scale))
         make_stepper = functools.partial(solver_stepper.make, solver)
-        super().__init__(callback, evaluate, make_stepper, solver_stepper.endings(solver), True)
+        super().__init__(
+            callback, evaluate, make_stepper, functools.partial(solver_stepper.endings, solver), True
+        )
 
     def run(
         self,
         state: State,
-        max_steps: int = 1000,
+        max_steps: int = 10_000,
         mode: str | None = None,
         *,
         resume_from: str | os.PathLike[str] | History | None = None,

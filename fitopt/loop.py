@@ -28,6 +28,9 @@ RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
 _ENDED = 2**20
 
 
+Endings = Callable[[Sequence[Array]], tuple[str, ...]]  # sentences, for free values of some dtype
+
+
 class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
@@ -35,7 +38,7 @@ class Problem(NamedTuple):
     make_stepper: Callable[[Objective, str | None, PyTree], Stepper]  # of objective, mode and names
     callbacks: tuple[Callback, ...]
     uses: tuple[str, ...]  # of "aux" and "grads": what host callbacks look at
-    endings: tuple[str, ...] = ()  # why the method itself may end a fit
+    endings: Endings | None = None  # why the method itself may end a fit
     follows: bool = False  # whether a step's loss is that of the coordinates after it
 
 
@@ -132,7 +135,7 @@ class Loop:
         rate = stepper.learning_rate(method)
         told = info._replace(step=step, loss=loss, params=params, learning_rate=rate)
         carries, code = [], jnp.full((), RUNNING, jnp.int32)
-        if self.problem.endings:
+        if self.problem.endings is not None:
             ending, callbacks = stepper.ended(method), len(self.problem.callbacks)
             code = jnp.where(ending > 0, FIRST_CALLBACK - 1 + callbacks + ending, code)
         for number, callback in reversed([*enumerate(self.problem.callbacks)]):

@@ -1,7 +1,7 @@
 """optimistix' solvers behind the seam: least squares and minimisation, one step at a time."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -20,17 +20,35 @@ CONVERGED, FAILED = 1, 2
 _WITH_INFO = (optx.AbstractGaussNewton, optx.AbstractQuasiNewton, optx.AbstractGradientDescent)
 
 
-def least_squares_solver(solver: Any) -> Any:
-    """The solver itself, or Levenberg-Marquardt if it is None; TypeError for anything else."""
-    if solver is None:
-        return optx.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
-    if isinstance(solver, optx.AbstractLeastSquaresSolver):
+def check_solver(solver: Any) -> Any:
+    """A least-squares solver, or None for the default; TypeError for anything else."""
+    if solver is None or isinstance(solver, optx.AbstractLeastSquaresSolver):
         return solver
-    raise TypeError(f"solver must be a least-squares solver of optimistix, got {solver!r}")
+    hint = ""
+    if isinstance(solver, type):
+        hint = f"; make one: {solver.__name__}(rtol, atol)"
+    elif hasattr(solver, "update") or isinstance(solver, optx.AbstractMinimiser):
+        hint = "; this one minimises a scalar loss, for which there is fitopt.OptaxOptimizer"
+    raise TypeError(f"solver must be a least-squares solver of optimistix, got {solver!r}{hint}")
 
 
-def endings(solver: Any) -> tuple[str, ...]:
+def _chosen(solver: Any, coordinates: PyTree) -> Any:
+    """The solver itself, or the default in the precision of the coordinates.
+
+    These tolerances solve all 54 of NIST's nonlinear regressions to six digits; atol is small since
+    parameters may be.
+    """
+    if solver is not None:
+        return solver
+    double = jnp.finfo(jnp.result_type(float, *jax.tree.leaves(coordinates))).bits >= 64
+    return (
+        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-12) if double else optx.LevenbergMarquardt(1e-5, 1e-8)
+    )
+
+
+def endings(solver: Any, values: Sequence[Array]) -> tuple[str, ...]:
     """What `stop_reason` says when a solver has come to its end: CONVERGED, or FAILED."""
+    solver = _chosen(solver, values)
     name = type(solver).__name__
     return (
         f"{name} converged: the last step changed parameters and loss by less than its tolerances, "
@@ -54,9 +72,12 @@ class SolverStepper(Stepper):
 
     def __init__(self, function: Objective, solver: Any, mode: str | None):
         self._function = function
-        self._solver = solver
+        self._given = solver
         self._mode = mode
-        self._sums_squares = isinstance(solver, optx.AbstractLeastSquaresSolver)
+        self._sums_squares = solver is None or isinstance(solver, optx.AbstractLeastSquaresSolver)
+
+    def _solver(self, coordinates: PyTree) -> Any:
+        return _chosen(self._given, coordinates)
 
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
         output, aux = self._function(coordinates)
@@ -76,8 +97,9 @@ class SolverStepper(Stepper):
         template = eqx.filter_eval_shape(self._first_state, coordinates)
         state, y = _with_arrays(template, arrays), to_real(coordinates)
         function, options = self._real_function(coordinates), self._options(coordinates)
-        new, state, _ = self._solver.step(function, y, None, options, state, frozenset())
-        done, result = self._solver.terminate(function, y, None, options, state, frozenset())
+        solver = self._solver(coordinates)
+        new, state, _ = solver.step(function, y, None, options, state, frozenset())
+        done, result = solver.terminate(function, y, None, options, state, frozenset())
         failed = (result != optx.RESULTS.successful) | ~_finite(getattr(state, "y_eval", new))
         ending = jnp.where(done, CONVERGED, 0)
         ending = jnp.where(failed, FAILED, ending).astype(jnp.int32)
@@ -90,7 +112,7 @@ class SolverStepper(Stepper):
 
     def _info(self, coordinates: PyTree, state: Any) -> tuple[Array, Any, PyTree]:
         """Loss, aux and gradients at the coordinates; what the solver knows is not computed again."""
-        if not isinstance(self._solver, _WITH_INFO):
+        if not isinstance(self._solver(coordinates), _WITH_INFO):
             (loss, aux), grads = value_and_gradient(self.evaluate, self._mode or "rev")(coordinates)
             return loss, aux, grads
         if self._sums_squares:
@@ -113,7 +135,9 @@ class SolverStepper(Stepper):
         y, function = to_real(coordinates), self._real_function(coordinates)
         shapes, aux_shapes = jax.eval_shape(lambda y: function(y, None), y)
         options = self._options(coordinates)
-        return self._solver.init(function, y, None, options, shapes, aux_shapes, frozenset())
+        return self._solver(coordinates).init(
+            function, y, None, options, shapes, aux_shapes, frozenset()
+        )
 
     def _real_function(self, coordinates: PyTree) -> Callable[[PyTree, Any], tuple[Any, Any]]:
         def function(y: PyTree, args: Any) -> tuple[Any, Any]:
