@@ -44,6 +44,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 from optax import Schedule
 
+from .plotting import new_axes, tidy, unused_colors
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -433,7 +435,7 @@ def sequential(schedules: Sequence[Schedule], milestones: Sequence[int]) -> Sche
 
 
 @_checked
-def plot(schedule: Schedule, n: int, axes: "Axes | None" = None) -> "Axes":
+def plot(schedule: Schedule, n: int, ax: "Axes | None" = None) -> "Axes":
     """Draw the learning rates of the first `n` steps, into new axes if none are given.
 
     The axis is logarithmic where they span more than two decades.
@@ -444,16 +446,13 @@ def plot(schedule: Schedule, n: int, axes: "Axes | None" = None) -> "Axes":
     >>> axes.get_xlabel(), axes.get_ylabel()
     ('step', 'learning rate')
     """
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError('plot needs matplotlib: pip install "fitopt[plot]"') from error
-    axes = pyplot.subplots(layout="constrained")[1] if axes is None else axes
+    axes = new_axes("plot") if ax is None else ax
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(n)))
-    axes.plot(rates, drawstyle="steps-post")
+    axes.plot(rates, drawstyle="steps-post", color=next(unused_colors(axes)))
     axes.set(xlabel="step", ylabel="learning rate")
     if 0 < 100 * rates.min() < rates.max():
         axes.set_yscale("log")
     elif axes.get_yscale() == "linear" and rates.min() >= 0:
         axes.set_ylim(bottom=0)
+    tidy(axes)
     return axes
