@@ -74,6 +74,7 @@ class Run:
         self.state = state
         self.max_steps = max_steps
         self.history = History()
+        self.history._start = state
         visits = [cadence(c) for c in callbacks if not isinstance(c, Callback)]
         self.rhythms = {every for every in visits if every is not None}
         self.series: dict[str, Series] = {"loss": Series(max_steps)}

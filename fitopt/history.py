@@ -34,6 +34,7 @@ class History(dict):
     stop (integers with zeros), and neither `"stop_reason"` nor `"elapsed"`.
     """
 
+    _start: PyTree = None  # the state in which the fit began: names, bounds and first values
     _resume_point: Any = None  # where the fit has ended, for `run(resume_from=history)`
 
     def __init__(self, *args: Any, **kwargs: Any):
