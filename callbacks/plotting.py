@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtyping import PyTree
-
 from fitopt.callback import Fit, HostCallback
 from fitopt.files import replacing
 from fitopt.history import History
@@ -83,14 +81,14 @@ class LivePlot(HostCallback):
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
         screen = _screen() if self.path is None else _Files(self.path)
-        drawn, not_before, state, warned = -1, 0.0, None, False
+        drawn, not_before, warned = -1, 0.0, False
 
         def draw(step: int) -> None:
             nonlocal drawn, not_before, warned
             began = time.perf_counter()
             try:
                 with _drawing:
-                    _draw(screen.figure, fit.history, state, self.names)
+                    _draw(screen.figure, fit.history, self.names)
                     screen.show(step)
             except Exception as error:
                 if drawn < 0:
@@ -102,9 +100,7 @@ class LivePlot(HostCallback):
             drawn, ended = step, time.perf_counter()
             not_before = ended + max(_PAUSE, (ended - began) / _SHARE)
 
-        def visit(step: int, diff: PyTree, *rest: Any) -> None:
-            nonlocal state
-            state = diff
+        def visit(step: int, *rest: Any) -> None:
             is_next = step // self.interval > drawn // self.interval
             if self.every or (is_next and screen.is_open and time.perf_counter() >= not_before):
                 draw(step)
@@ -117,10 +113,10 @@ class LivePlot(HostCallback):
             screen.wait()
 
 
-def _draw(figure: "Figure", history: History, state: PyTree, names: str | Sequence[str] | None) -> None:
+def _draw(figure: "Figure", history: History, names: str | Sequence[str] | None) -> None:
     panels = []
     if names is not None or "parameters" in history:
-        panels = find_panels(history, state, names)
+        panels = find_panels(history, names=names)
     shown = panels[:_MOST_PANELS]
     columns = -(-len(shown) // 4)
     size = {0: (6, 3.4), 1: (8, 3.4)}.get(columns, (9.6, 3.4 if len(shown) <= 6 else 4.6))

@@ -90,8 +90,9 @@ def plot_parameters(
     **Arguments:**
 
     - `history`: of a fit.
-    - `state`: the state, fitted or not, to take names and bounds from. It is needed where the history
-        does not know them; without it, parameters are called by their paths.
+    - `state`: the state, fitted or not, to take names and bounds from, where the history does not know
+        them: read from a file, or from a fit inside `vmap`. Without it such a history's parameters are
+        called by their paths.
     - `names`: which parameters: patterns such as `"rate*"` or `"layers/0/*"` for names and paths; all by
         default.
     - `axes`: the axes to draw into, one a parameter; by default those of a new pyplot figure.
@@ -105,8 +106,8 @@ def plot_parameters(
     >>> from fitopt import OptaxOptimizer, Parameter
     >>> from fitopt.callbacks import RecordParameters
     >>> optimizer = OptaxOptimizer(lambda s: (s["k"] - 2) ** 2, optax.sgd(0.1), RecordParameters())
-    >>> fitted, history = optimizer.run({"k": Parameter("rate", 1.0, lower=0)}, max_steps=20)
-    >>> (axes,) = plot_parameters(history, fitted)
+    >>> _, history = optimizer.run({"k": Parameter("rate", 1.0, lower=0)}, max_steps=20)
+    >>> (axes,) = plot_parameters(history)
     >>> axes.get_xlabel(), axes.get_ylabel()
     ('step', 'rate')
     """
@@ -170,7 +171,7 @@ class Panel(NamedTuple):
 
 
 def find_panels(
-    history: History, state: PyTree, names: str | Sequence[str] | None = None
+    history: History, state: PyTree = None, names: str | Sequence[str] | None = None
 ) -> list[Panel]:
     """A panel for each recorded parameter that `names` match."""
     if "parameters" not in history:
@@ -200,7 +201,7 @@ def find_panels(
 
 def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter]:
     """The recorded Parameters by path, as far as they are known."""
-    given = getattr(history, "_parameters", None) if state is None else state
+    given = history._start if state is None else state
     pairs = jax.tree_util.tree_leaves_with_path(given, is_leaf=is_parameter)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     found = {path: leaf for path, leaf in found.items() if path in leaves and is_parameter(leaf)}

@@ -188,8 +188,8 @@ def test_each_parameter_has_a_panel_with_its_name_values_and_bounds():
         "c": Parameter("offset", 0.5),
         "d": Parameter("fixed", 1.0, free=False),
     }
-    fitted, history = optimizer.run(state, 20)
-    axes = plot_parameters(history, fitted)
+    _, history = optimizer.run(state, 20)
+    axes = plot_parameters(history)
     assert [one.get_ylabel() for one in axes] == ["offset", "rate"]
     for one, name in zip(axes, ["c", "k"], strict=True):
         steps, values = one.lines[0].get_data()
@@ -200,11 +200,15 @@ def test_each_parameter_has_a_panel_with_its_name_values_and_bounds():
     assert axes[1].get_ylim()[0] < 0 and axes[1].get_ylim()[1] > 3
 
 
-def test_without_a_state_parameters_are_called_by_their_paths():
-    history, _ = parameters(None, rate=[1.0, 2.0])
-    history["parameters"] = {"layers": [history["parameters"]]}
-    (axes,) = plot_parameters(history)
-    assert axes.get_ylabel() == "layers/0/rate" and not heights(axes)
+def test_a_history_from_a_file_takes_names_and_bounds_from_a_state_or_has_paths(tmp_path):
+    optimizer = OptaxOptimizer(lambda s: s["layers"][0] ** 2, optax.sgd(0.1), RecordParameters())
+    fitted, history = optimizer.run({"layers": [Parameter("rate", 1.0, lower=0)]}, 20)
+    history.save(tmp_path / "fit.npz")
+    loaded = History.load(tmp_path / "fit.npz")
+    (axes,) = plot_parameters(loaded)
+    assert axes.get_ylabel() == "layers/0" and not heights(axes)
+    (axes,) = plot_parameters(loaded, fitted)
+    assert axes.get_ylabel() == "rate" and heights(axes) == [0]
 
 
 def test_a_state_that_is_one_parameter_needs_no_path():
