@@ -22,7 +22,7 @@ def _perturbed(noise):
         return jax.nn.one_hot(jnp.argmax(scores), 3)
 
     choose = optax.perturbations.make_perturbed_fun(best, 50, 1.0, noise)
-    return lambda z: jnp.sum(choose(jax.random.key(0, impl="rbg"), z[0]) * jnp.array([1.0, 2.0, 3.0]))
+    return lambda z: jnp.sum(choose(jax.random.key(0), z[0]) * jnp.array([1.0, 2.0, 3.0]))
 
 
 def _error(z, targets):

@@ -29,6 +29,8 @@ _SINCE = {
         contrib.madgrad contrib.scale_by_madgrad microbatching experimental
     """
 }
+# What is broken in older releases: since when it works.
+MENDED = {"scale_by_distance_over_gradients": "0.2.7"}
 
 # What runs in a way told here, and in full in `options.py`; tests fit with each.
 OPTIONS = {

@@ -14,15 +14,17 @@ from fitopt import OptaxOptimizer, Parameter, values
 from ..conftest import hand_written
 from .problem import START, STEPS, loss, parameters, rough_loss
 from .schedules import SCHEDULES
-from .table import exported
+from .table import LOWEST, MENDED, exported, version
 from .transformations import ROUGH, TRANSFORMATIONS
 
 STILL = {"set_to_zero"}
 
 
 def known(names):
-    """Those that the installed optax has."""
-    return [name for name in names if name in exported()]
+    """Those that the installed optax has, and not broken."""
+    installed = version(optax.__version__)
+    mended = lambda name: version(MENDED.get(name, LOWEST)) <= installed
+    return [name for name in names if name in exported() and mended(name)]
 
 
 def assert_same(fitted, history, expected, losses):
@@ -66,5 +68,7 @@ def test_each_schedule_drives_gradient_descent_as_in_a_loop_by_hand():
     params, losses = hand_written(objective, optimizer, dict.fromkeys(names, jnp.array(3.0)), STEPS)
     assert_same(fitted, history, params, losses)
     for name in names:
-        distance = np.prod([1 - 2 * float(SCHEDULES[name]()(step)) for step in range(STEPS)])
-        assert float(fitted[name]) == pytest.approx(1 + 2 * distance, abs=1e-5), name
+        rates = jax.vmap(SCHEDULES[name]())(jnp.arange(STEPS))
+        assert float(fitted[name]) == pytest.approx(
+            1 + 2 * np.prod(1 - 2 * np.asarray(rates)), abs=1e-5
+        ), name

@@ -106,7 +106,9 @@ TRANSFORMATIONS = {
     "clip_by_global_norm": lambda: _with_sgd(optax.clip_by_global_norm(0.1)),
     # wrappers, and what puts transformations together
     "GradientTransformation": lambda: optax.GradientTransformation(*optax.adam(0.1)),
-    "GradientTransformationExtraArgs": lambda: optax.GradientTransformationExtraArgs(*optax.lbfgs()),
+    "GradientTransformationExtraArgs": lambda: optax.GradientTransformationExtraArgs(
+        *optax.polyak_sgd()
+    ),
     "MultiSteps": lambda: optax.MultiSteps(optax.adam(0.1), 3),
     "WrappedSchedule": lambda: optax.inject_hyperparams(optax.sgd)(
         optax.WrappedSchedule(optax.linear_schedule(0.1, 0.01, 10))
