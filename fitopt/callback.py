@@ -129,7 +129,7 @@ class Fit:
 
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
         """Append `value`, of the last step, to the history's series `name`, made at every `every`-th."""
-        self._run.record(name, value, every)
+        self._run.journal.record(name, value, every)
 
     def resume_point(self) -> "ResumePoint":
         """All that going on from the last good step takes, to be kept by `fitopt.checkpoint`."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -91,6 +92,15 @@ def nothing_free(state: Any) -> str:
     )
 
 
+def bad_start(state: Any, loss: float) -> str:
+    free = [
+        f"{leaf.name}={np.asarray(leaf.value)}"
+        for leaf in jax.tree.leaves(state, is_leaf=is_parameter)
+        if isinstance(leaf, Parameter) and leaf.free
+    ]
+    return f"the loss is {loss} at the start of the fit, with {', '.join(free)}"
+
+
 def check_loss(result: Any, has_aux: bool) -> tuple[Array, Any]:
     """Loss and aux, or a TypeError that says what the loss returned instead."""
     if has_aux:
@@ -142,3 +152,11 @@ def check_update(callback: Callback, before: PyTree, returned: Any) -> tuple[PyT
     if jax.tree.structure(after) != jax.tree.structure(before) or given_shapes != kept_shapes:
         raise TypeError(f"{name}.update must return a carry like that of init, {kept}; got {given}")
     return after, stop
+
+
+def depth_in_package() -> int:
+    """The stacklevel, for a warning in the caller, of the first frame that is not fitopt's."""
+    frame, depth = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        frame, depth = frame.f_back, depth + 1
+    return depth

@@ -1,7 +1,6 @@
 """The host's side of a fit: stretches, host callbacks, history, and what is done about faults."""
 
 import contextlib
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,17 +12,18 @@ from jaxtyping import Array, PyTree
 
 from . import resume, snapshot
 from .callback import Callback, Fit, HostFunction, cadence, label, open_host
+from .checks import bad_start, depth_in_package
 from .composition import number
 from .edits import interpret, merge_edit
-from .history import RESERVED, History, Series
+from .history import History
 from .interruption import Interruption, interruptible
-from .loop import FIRST_CALLBACK, MOST_STEPS, NOT_FINITE, RUNNING, Programs, Stretch
-from .parameter import Parameter
-from .partition import Flat, Layout, combine, flatten, is_parameter
+from .journal import Journal
+from .loop import FIRST_CALLBACK, NOT_FINITE, RUNNING, Programs, Stretch
+from .pace import Pace
+from .partition import Flat, Layout, combine, flatten
 from .resume import BadPoint, Description, ResumePoint
 from .spec import check_value
 
-_STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 _SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
 
 
@@ -75,12 +75,12 @@ class Run:
         self.max_steps = max_steps
         self.history = History()
         self.history._start = state
+        self.journal = Journal(self.history, programs.loop.problem.callbacks, max_steps)
         visits = [cadence(c) for c in callbacks if not isinstance(c, Callback)]
         self.rhythms = {every for every in visits if every is not None}
-        self.series: dict[str, Series] = {"loss": Series(max_steps)}
         self.reason: str | None = None
         self.wish: str | None = None  # why somebody wants the fit to end
-        self.shapes = tuple(np.shape(x) for x in (*flat.free, *flat.fixed))
+        self.pace = Pace(programs.pace, tuple(np.shape(x) for x in (*flat.free, *flat.fixed)))
         self.values: list[Array] = list(flat.free)
         self.fixed_state = flat.layout.fixed_state(flat.fixed)
         self.last: dict[str, PyTree] = {}
@@ -98,7 +98,6 @@ class Run:
 
     def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
         self.began = time.perf_counter()
-        self.history["loss"] = np.zeros(0)
         point = self.point
         if self.earlier is not None:
             resume.check_state(self.earlier[0], point.layout, point.start, point.fixed)
@@ -115,14 +114,14 @@ class Run:
                 for place, one in enumerate(self.callbacks)
                 if not isinstance(one, Callback)
             ]
-            limit = min(self.first_limit(), self.until_due())
+            limit = min(self.pace.first(), self.until_due())
             stretch = self.dispatch(limit) if limit else None
             while stretch is not None:
                 since = time.perf_counter()
                 steps, stopper = self.collect(stretch, limit)
-                self.note_pace(limit, steps, time.perf_counter() - since)
+                self.pace.note(limit, steps, time.perf_counter() - since, self.early is not None)
                 self.early, limit = None, self.next_limit(limit)
-                if stopper is None and limit and limit * self.seconds_a_step < _SHORT_SECONDS:
+                if stopper is None and limit and limit * self.pace.seconds < _SHORT_SECONDS:
                     self.early = self.dispatch(limit)
                 if self.reason is None:
                     self.call(hosts, stopper, interruption)
@@ -150,15 +149,7 @@ class Run:
         if point.carry is None:
             return
         fixed = [x if new is None else new for x, new in zip(fixed, point.fixed, strict=True)]
-        for name, item in resume.cut(history, point.steps).items():
-            every = history._series().get(name)
-            if every is None and name not in RESERVED:
-                self.history[name] = item
-            elif every is not None:
-                series = self.series[name] = Series(-(-self.max_steps // every))
-                series.extend(item, -(-point.steps // every))
-                self.history[name] = series.view()
-        self.history._every = dict(history._every)
+        self.journal.take_up(history, point.steps)
         carry = snapshot.like(point.carry, jax.eval_shape(programs.save, self.carry))
         self.point = Point(point.steps, carry, programs, point.start, fixed)
         self.carry, self.values = programs.take_up(carry, point.start, fixed)
@@ -196,7 +187,7 @@ class Run:
         losses = np.asarray(stretch.losses)
         if self.done == 0:
             self.check_inside(self.inside, self.point.start)
-        self.append(stretch, losses, steps)
+        self.journal.append(losses, stretch.records, steps)
         if code == NOT_FINITE:
             self.not_finite(steps, float(losses[steps]))
             return steps, None
@@ -220,46 +211,9 @@ class Run:
         assert self.point.carry is not None
         self.carry = self.point.programs.restore(self.point.carry)
 
-    def append(self, stretch: Stretch, losses: np.ndarray, steps: int) -> None:
-        self.series["loss"].extend(losses, steps)
-        for callback, records in zip(self.traced, stretch.records, strict=True):
-            if records is None:
-                continue
-            every = callback.every
-            count = -(-(self.done + steps) // every) - -(-self.done // every)
-            for name, record in records.items():
-                self.series_of(name, every).extend(record, count)
-        for name, series in self.series.items():
-            self.history[name] = series.view()
-
-    def series_of(self, name: str, every: int) -> Series:
-        if name not in self.series:
-            if self.earlier is not None and self.done:
-                raise ValueError(f"cannot resume: the fit to go on with has not recorded {name!r}")
-            self.series[name] = Series(-(-self.max_steps // every))
-            self.history._every[name] = every
-        return self.series[name]
-
-    def first_limit(self) -> int:
-        # Slower data of the same shape must not make the first stretch long: begin with a part.
-        pace = self.point.programs.pace.get(self.shapes)
-        return 1 if pace is None else max(1, min(int(_STRETCH_SECONDS / pace / 2), MOST_STEPS))
-
-    def note_pace(self, limit: int, steps: int, seconds: float) -> None:
-        pace = seconds / max(steps, 1)
-        if self.early is not None:  # it had begun before Python waited: it took at least so long
-            self.seconds_a_step = max(self.seconds_a_step, pace)
-            return
-        self.seconds_a_step = pace
-        if steps > limit // 2:
-            self.point.programs.pace[self.shapes] = self.seconds_a_step
-
     def next_limit(self, limit: int) -> int:
         """How many steps the next stretch should have; 0 when there are none to make."""
-        if self.reason is not None:
-            return 0
-        timely = max(1, min(int(_STRETCH_SECONDS / self.seconds_a_step), 32 * limit, MOST_STEPS))
-        return min(timely, self.until_due())
+        return 0 if self.reason is not None else min(self.pace.next(limit), self.until_due())
 
     def take_back(self) -> None:
         """Undo a stretch that was begun too early."""
@@ -361,14 +315,6 @@ class Run:
         )
         self.point = point._replace(carry=saved)
 
-    def record(self, name: str, value: PyTree, every: int) -> None:
-        known = self.history._every.get(name)
-        if name in RESERVED or known not in (None, every):
-            raise ValueError(f"cannot record {name!r} at every {every} steps: it is another series")
-        series = self.series_of(name, every)
-        series.extend(jax.tree.map(lambda x: np.asarray(x)[None], value), 1)
-        self.history[name] = series.view()
-
     # Faults.
 
     def check_inside(self, inside: list[Array], values: Sequence[Array], prefix: str = "") -> None:
@@ -395,7 +341,7 @@ class Run:
             if back is None and self.earlier is not None:
                 raise BadPoint
             if back is None:
-                raise ValueError(self.bad_start(loss))
+                raise ValueError(bad_start(self.state, loss))
             good = self.again(back, step - 1)
         carry = self.again(point, step).carry
         finite = point.programs.gradients_finite(carry, point.start, point.fixed)
@@ -405,7 +351,7 @@ class Run:
         self.resume_at = back
         self.point = back._replace(steps=step, carry=good.saved)
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
-        warnings.warn(self.reason, RuntimeWarning, stacklevel=_depth_in_package())
+        warnings.warn(self.reason, RuntimeWarning, stacklevel=depth_in_package())
 
     def again(self, point: Point, until: int) -> Stretch:
         """Go back to a point and make its steps again, up to a number of the fit."""
@@ -415,15 +361,6 @@ class Run:
             carry = point.programs.restore(point.carry)
         span = np.array([point.steps, until - point.steps], np.int32)
         return point.programs.advance(carry, point.start, point.fixed, span)
-
-    def bad_start(self, loss: float) -> str:
-        parameters = jax.tree.leaves(self.state, is_leaf=is_parameter)
-        named = ", ".join(
-            f"{leaf.name}={np.asarray(leaf.value)}"
-            for leaf in parameters
-            if isinstance(leaf, Parameter) and leaf.free
-        )
-        return f"the loss is {loss} at the start of the fit, with {named}"
 
     # The end.
 
@@ -477,11 +414,3 @@ class Run:
             return values, float(loss), stretch.carry.callbacks
         self.not_finite(0, float(loss))
         return self.probe()
-
-
-def _depth_in_package() -> int:
-    """The stacklevel, for a warning in the caller, of the first frame that is not fitopt's."""
-    frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
-        frame, depth = frame.f_back, depth + 1
-    return depth
