@@ -8,13 +8,14 @@ import time
 # Children measure on the same device: none of the processes may take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from . import engine, memory, optimizers, peers
+from . import callbacks, engine, memory, optimizers, peers
 from .machine import describe
 from .table import markdown
 from .timing import FULL, QUICK
 
 GROUPS = {
     **engine.GROUPS,
+    **callbacks.GROUPS,
     **optimizers.GROUPS,
     "memory": memory.ten_million,
     "peers": peers.compare,

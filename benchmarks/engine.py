@@ -1,6 +1,5 @@
-"""What fitopt adds to a hand-written scan: a step, a call, a compilation, a visit to Python."""
+"""What fitopt adds to a hand-written scan: a step, a call, a compilation."""
 
-import io
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +7,12 @@ from typing import Any
 import jax
 
 from fitopt import OptaxOptimizer
-from fitopt.callbacks import EarlyStopping, KeepBest, ProgressBar
+from fitopt.callbacks import EarlyStopping, KeepBest
 
 from .problems import OPTIMIZER, Problem, bare_scan, exponential, simulation
 from .subprocesses import measure
 from .table import Row
-from .timing import Effort, interleave
+from .timing import Effort, Timings, interleave
 
 PLAIN = "fitopt: history, finite guard"
 GUARDED = f"{PLAIN}, EarlyStopping, KeepBest"
@@ -36,22 +35,26 @@ def fit_with(problem: Problem, callbacks: Sequence[Any] = ()) -> Callable[[], An
     return lambda: jax.block_until_ready(optimizer.run(state, max_steps=problem.steps))
 
 
-def _steps(number: int) -> str:
+def number_of_steps(number: int) -> str:
+    """In words."""
     return f"{number:,} step{'s' if number > 1 else ''}"
 
 
 def _scan(title: str, problem: Problem, effort: Effort, limit: float) -> list[Row]:
     timings = interleave({"bare": bare_scan(problem), "fitopt": fit(problem)}, effort.times(5))
-    measured = f"{title}, {_steps(problem.steps)}, warm: µs a step (least)"
-
-    def figure(name: str) -> str:
-        per_step = 1e6 / problem.steps
-        return f"{timings.median(name) * per_step:.3f} ({timings.least(name) * per_step:.3f})"
+    measured = f"{title}, {number_of_steps(problem.steps)}, warm: µs a step (least)"
 
     ratio = timings.ratio("fitopt", "bare")
     return [
-        Row("bare jit(lax.scan)", measured, figure("bare"), 1.0),
-        Row(GUARDED, measured, figure("fitopt"), ratio, f"≤ {limit}x bare scan", ratio <= limit),
+        Row("bare jit(lax.scan)", measured, microseconds(timings, "bare", problem), 1.0),
+        Row(
+            GUARDED,
+            measured,
+            microseconds(timings, "fitopt", problem),
+            ratio,
+            f"≤ {limit}x bare scan",
+            ratio <= limit,
+        ),
     ]
 
 
@@ -80,15 +83,22 @@ def one_step(effort: Effort) -> list[Row]:
     timings = interleave(functions, effort.times(20), warm=3)
     first, *others = functions
     measured = "one step, warm: ms (least)"
-    rows = [Row(first, measured, _milliseconds(timings.seconds[first]), 1.0)]
+    rows = [Row(first, measured, milliseconds(timings.seconds[first]), 1.0)]
     for name in others:
         met = timings.median(name) < 1e-3
-        figure, ratio = _milliseconds(timings.seconds[name]), timings.ratio(name, first)
+        figure, ratio = milliseconds(timings.seconds[name]), timings.ratio(name, first)
         rows.append(Row(name, measured, figure, ratio, "< 1 ms", met))
     return rows
 
 
-def _milliseconds(seconds: Any) -> str:
+def microseconds(timings: Timings, name: str, problem: Problem) -> str:
+    """A step, and in brackets the least."""
+    per_step = 1e6 / problem.steps
+    return f"{timings.median(name) * per_step:.3f} ({timings.least(name) * per_step:.3f})"
+
+
+def milliseconds(seconds: Any) -> str:
+    """The median, and in brackets the least."""
     ordered = sorted(seconds)
     return f"{ordered[len(ordered) // 2] * 1e3:.3f} ({ordered[0] * 1e3:.3f})"
 
@@ -105,50 +115,12 @@ def first_call(effort: Effort) -> list[Row]:
     bare, ours = zip(*pairs, strict=True)
     ratios = sorted(b / a for a, b in pairs)
     ratio = ratios[len(ratios) // 2]
-    measured = f"{_steps(steps)}, first call in a new process: ms (least)"
+    measured = f"{number_of_steps(steps)}, first call in a new process: ms (least)"
     target = "≤ 1.5x bare scan"
     return [
-        Row("bare jit(lax.scan)", measured, _milliseconds(bare), 1.0),
-        Row(GUARDED, measured, _milliseconds(ours), ratio, target, ratio <= 1.5),
+        Row("bare jit(lax.scan)", measured, milliseconds(bare), 1.0),
+        Row(GUARDED, measured, milliseconds(ours), ratio, target, ratio <= 1.5),
     ]
-
-
-class Visit:
-    """A host callback that looks at the loss."""
-
-    def __init__(self, every: int):
-        self.every = every
-
-    def __call__(self, step: int, diff: Any, static: Any, data: Any, aux: Any, loss: Any, grads: Any):
-        return bool(loss < 0.0)
-
-
-def host_callbacks(effort: Effort) -> list[Row]:
-    """What a plain Python callback costs, spread over the steps."""
-    rows = []
-    for every, number, limit in ((100, 20_000, 2), (1, 2_000, 100)):
-        problem = exponential(effort.steps(number))
-        functions = {"without": fit(problem), "with": fit(problem, Visit(every))}
-        timings = interleave(functions, effort)
-        cost = timings.difference("with", "without") * 1e6 / problem.steps
-        name = "host callback every " + (f"{every} steps" if every > 1 else "step")
-        measured = f"{_steps(problem.steps)}: µs a step more than without it"
-        ratio = timings.ratio("with", "without")
-        rows.append(Row(name, measured, f"{cost:.2f}", ratio, f"≤ {limit} µs a step", cost <= limit))
-    return rows
-
-
-def progress_bar(effort: Effort) -> list[Row]:
-    """A run with a progress bar beside the same run without."""
-    rows = []
-    for problem in (exponential(effort.steps(20_000)), exponential(effort.steps(400_000))):
-        bar = ProgressBar(file=io.StringIO())
-        timings = interleave({"without": fit(problem), "with": fit(problem, bar)}, effort)
-        figure = _milliseconds(timings.seconds["with"])
-        ratio = timings.ratio("with", "without")
-        measured = f"A·exp(-k·t)+C, {_steps(problem.steps)}: ms (least)"
-        rows.append(Row("ProgressBar", measured, figure, ratio, "≤ 1.05x without", ratio <= 1.05))
-    return rows
 
 
 GROUPS: dict[str, Callable[[Effort], Sequence[Row]]] = {
@@ -156,6 +128,4 @@ GROUPS: dict[str, Callable[[Effort], Sequence[Row]]] = {
     "simulation": second_problem,
     "call": one_step,
     "compile": first_call,
-    "callbacks": host_callbacks,
-    "progress": progress_bar,
 }
