@@ -94,7 +94,12 @@ class Run:
 
     def __call__(self) -> tuple[PyTree, History]:
         with interruptible() as interruption:
-            return self.fit(interruption)
+            try:
+                return self.fit(interruption)
+            except BaseException as error:
+                if self.done:
+                    self.leave_to(error)
+                raise
 
     def fit(self, interruption: Interruption) -> tuple[PyTree, History]:
         self.began = time.perf_counter()
@@ -361,6 +366,20 @@ class Run:
             carry = point.programs.restore(point.carry)
         span = np.array([point.steps, until - point.steps], np.int32)
         return point.programs.advance(carry, point.start, point.fixed, span)
+
+    def leave_to(self, error: BaseException) -> None:
+        """Give an exception that ends the fit what was reached before."""
+        self.history.update(resume.cut(self.history, self.done))
+        last = f"{type(error).__name__} after step {self.done - 1}"
+        self.history.update(n_steps=self.done, stop_reason=last, elapsed=self.elapsed)
+        self.history._resume_point = self.resume_point()
+        state = self.point.layout.state(self.values, self.point.fixed)
+        with contextlib.suppress(AttributeError):
+            error.fit = (state, self.history)  # pyright: ignore[reportAttributeAccessIssue]
+            error.add_note(
+                f"The fit had made {self.done} steps; `state, history = error.fit` has what was "
+                "reached, and run(..., resume_from=history) goes on from there."
+            )
 
     # The end.
 

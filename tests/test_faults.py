@@ -1,5 +1,6 @@
 """What a fit does when something goes wrong: nothing that was computed is lost."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -11,8 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from fitopt import OptaxOptimizer, Parameter
-from fitopt.callbacks import EarlyStopping, KeepBest, ProgressBar, RecordParameters
+from fitopt import HostCallback, OptaxOptimizer, Parameter
+from fitopt.callbacks import EarlyStopping, KeepBest, ProgressBar, Record, RecordParameters
+from fitopt.driver import Run
 
 from .conftest import quadratic
 
@@ -210,3 +212,85 @@ def test_runs_of_one_instance_in_several_threads_do_not_mix(parabola):
     for (_, history), (_, reference) in zip(results, expected, strict=True):
         np.testing.assert_array_equal(history["loss"], reference["loss"])
         np.testing.assert_array_equal(history["parameters"]["x"], reference["parameters"]["x"])
+
+
+def raising_at(step, error):
+    def callback(at, *_):
+        if at == step:
+            raise error
+
+    return callback
+
+
+def garbage_at(step):
+    return lambda at, *_: "garbage" if at == step else None
+
+
+class Raising(HostCallback):
+    """A logger, say, whose file is gone."""
+
+    @contextlib.contextmanager
+    def open(self, fit):
+        yield raising_at(500, OSError("no such file"))
+
+
+@pytest.mark.parametrize(
+    ("callback", "error"),
+    [
+        (raising_at(500, KeyError("mine")), KeyError),
+        (raising_at(500, SystemExit()), SystemExit),
+        (garbage_at(500), TypeError),
+        (Raising(), OSError),
+    ],
+    ids=["exception", "exit", "garbage", "logger"],
+)
+def test_an_exception_brings_what_was_reached_and_the_fit_can_go_on(parabola, callback, error):
+    record = RecordParameters(every=7)
+    plain = OptaxOptimizer(quadratic, optax.adam(0.01), record)
+    fit = OptaxOptimizer(quadratic, optax.adam(0.01), [record, callback])
+    with pytest.raises(error) as raised:
+        fit.run(parabola, 800)
+    assert "made 501 steps" in raised.value.__notes__[-1]
+    state, history = raised.value.fit
+    expected, reference = plain.run(parabola, 501)
+    assert state["x"].value == expected["x"].value
+    assert history["n_steps"] == 501
+    assert history["stop_reason"] == f"{error.__name__} after step 500"
+    np.testing.assert_array_equal(history["loss"], reference["loss"])
+    np.testing.assert_array_equal(history["parameters"]["x"], reference["parameters"]["x"])
+    resumed, history = plain.run(parabola, 800, resume_from=history)
+    expected, reference = plain.run(parabola, 800)
+    assert resumed["x"].value == expected["x"].value
+    np.testing.assert_array_equal(history["loss"], reference["loss"])
+    fit.run(parabola, 400)  # and the instance can be used again
+
+
+def test_a_second_ctrl_c_raises_and_brings_what_was_reached(parabola, monkeypatch):
+    collect = Run.collect
+
+    def collect_and_press(self, stretch, limit):
+        if self.done > 1000:
+            press_ctrl_c()
+            press_ctrl_c()
+        return collect(self, stretch, limit)
+
+    fit = OptaxOptimizer(quadratic, optax.adam(1e-4), RecordParameters(every=7))
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "collect", collect_and_press)
+        with pytest.raises(KeyboardInterrupt) as raised:
+            fit.run(parabola, 10**8)
+    _, history = raised.value.fit
+    assert len(history["loss"]) == history["n_steps"] > 1000
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    _, resumed = fit.run(parabola, history["n_steps"] + 10, resume_from=history)
+    np.testing.assert_array_equal(resumed["loss"][:-10], history["loss"])
+
+
+def test_a_record_that_raises_does_so_before_the_first_step(parabola):
+    def fails(info):
+        raise ZeroDivisionError("in record")
+
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Record("bad", fails))
+    with pytest.raises(ZeroDivisionError, match="in record") as raised:
+        fit.run(parabola, 10)
+    assert not hasattr(raised.value, "fit")
