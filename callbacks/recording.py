@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.history import RESERVED
 
-from ._checks import check_every, check_function, check_rate
+from ._checks import Monitor, check_every, check_function, check_monitor, check_rate, monitored
 
 Norm = Literal["l2", "max"]
 
@@ -207,18 +207,21 @@ class RecordTime(HostCallback):
     def open(self, fit: Fit) -> Iterator[Any]:
         before = fit.history.get("time", (0.0,))[-1]
         began = time.perf_counter()
+        every = self.every
+        assert every is not None
 
         def write(*arguments: Any) -> None:
-            fit.record("time", before + time.perf_counter() - began, self.every)
+            fit.record("time", before + time.perf_counter() - began, every)
 
         yield write
 
 
 class Best(NamedTuple):
-    """The least loss so far, and the free values at which it was taken."""
+    """A loss and the free values at which it was taken; with a monitor, its least and its last value."""
 
     loss: Array
     params: PyTree
+    scores: Float[Array, "2"] | None = None
 
 
 class KeepBest(Callback):
@@ -228,6 +231,11 @@ class KeepBest(Callback):
 
     - `every`: consider steps 0, `every`, 2 `every`, ... and the last state: where there are very many
         parameters, their copies take time.
+    - `monitor`: what should be least instead of the loss: a traceable function of a `fitopt.StepInfo`
+        that returns a real scalar, such as a validation loss in `info.aux`. `history["final_loss"]` is
+        the loss of the state that is returned, all the same.
+
+    **Raises:** `TypeError` when the fit starts, if `monitor` returns no real scalar.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> loss = lambda state: (state["x"] - 0.5) ** 2
@@ -238,20 +246,35 @@ class KeepBest(Callback):
     """
 
     every: int
+    monitor: Monitor | None
 
-    def __init__(self, every: int = 1):
+    def __init__(self, every: int = 1, monitor: Monitor | None = None):
         self.every = check_every("KeepBest", every)
+        self.monitor = check_monitor("KeepBest", monitor)
 
     def init(self, info: StepInfo) -> Best:
-        return Best(jnp.full_like(info.loss, jnp.inf), info.params)
+        best = Best(jnp.full_like(info.loss, jnp.inf), info.params)
+        if self.monitor is None:
+            return best
+        score = monitored("KeepBest", self.monitor, info)
+        return best._replace(scores=jnp.full((2,), jnp.inf, score.dtype))
 
     def update(self, info: StepInfo, carry: Best) -> tuple[Best, bool]:
-        better = info.loss < carry.loss
+        score = monitored("KeepBest", self.monitor, info)
+        least = carry.loss if carry.scores is None else carry.scores[0]
+        better = score < least
         if self.every > 1:
             better &= info.step % self.every == 0
         # A branch that copies is cheaper than a selection in every parameter.
-        here = Best(info.loss, info.params)
-        return lax.cond(better, lambda: here, lambda: carry), False
+        here, kept = (info.loss, info.params), (carry.loss, carry.params)
+        loss, params = lax.cond(better, lambda: here, lambda: kept)
+        scores = None
+        if carry.scores is not None:
+            scores = jnp.stack([jnp.where(better, score, least), score])
+        return Best(loss, params, scores), False
 
-    def result(self, carry: Best) -> tuple[PyTree, Array]:
-        return carry.params, carry.loss
+    def result(self, carry: Best, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array]:
+        if carry.scores is None:
+            return carry.loss < loss, carry.params, carry.loss
+        least, last = carry.scores
+        return (least < jnp.inf) & ~(last <= least), carry.params, carry.loss

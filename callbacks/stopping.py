@@ -39,7 +39,7 @@ class EarlyStopping(Callback):
     - `patience`: how many steps in a row may pass without an improvement.
     - `min_delta`: a loss counts as better if it is less than the best by more than this; in units of
         the loss.
-    - `restore_best`: return the state with the least loss, as `KeepBest` does.
+    - `restore_best`: return the state at which it was least, as `KeepBest` does.
     - `monitor`: what to watch instead of the loss: a traceable function of a `fitopt.StepInfo` that
         returns a real scalar, the less the better; such as a validation loss in `info.aux`.
 
@@ -76,8 +76,8 @@ class EarlyStopping(Callback):
         self.monitor = check_monitor("EarlyStopping", monitor)
 
     def init(self, info: StepInfo) -> _Patience:
-        best = KeepBest().init(info) if self.restore_best else None
         dtype = jnp.promote_types(monitored("EarlyStopping", self.monitor, info).dtype, jnp.float32)
+        best = self._keep_best().init(info) if self.restore_best else None
         return _Patience(jnp.array([jnp.inf, 0.0], dtype), best)
 
     def update(self, info: StepInfo, carry: _Patience) -> tuple[_Patience, Array]:
@@ -87,11 +87,14 @@ class EarlyStopping(Callback):
         progress = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
         best = carry.best
         if best is not None:
-            best, _ = KeepBest().update(info, best)
+            best, _ = self._keep_best().update(info, best)
         return _Patience(progress, best), progress[1] >= self.patience
 
-    def result(self, carry: _Patience) -> tuple[PyTree, Array] | None:
-        return None if carry.best is None else (carry.best.params, carry.best.loss)
+    def result(self, carry: _Patience, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array] | None:
+        return None if carry.best is None else self._keep_best().result(carry.best, loss)
+
+    def _keep_best(self) -> KeepBest:
+        return KeepBest(monitor=self.monitor)
 
     def why(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
@@ -226,8 +229,7 @@ class StopAfter(HostCallback):
     def open(self, fit: Fit) -> Iterator[Any]:
         until = time.perf_counter() + self.seconds
 
-        def look(*arguments: Any) -> None:
-            if time.perf_counter() >= until:
-                fit.stop(f"StopAfter: {self.seconds:g} s have passed")
+        yield lambda *arguments: time.perf_counter() >= until
 
-        yield look
+    def why(self) -> str:
+        return f"StopAfter: {self.seconds:g} s have passed"

@@ -65,6 +65,10 @@ class Callback(eqx.Module):
         """What to write to the history, by name, at every `self.every`-th step; None for nothing."""
         return None
 
+    def first_learning_rate(self, info: StepInfo) -> PyTree | None:
+        """The learning rate of the first update, with the `info` of `init`; None to leave it."""
+        return None
+
     def next_learning_rate(self, info: StepInfo, carry: PyTree) -> PyTree | None:
         """The learning rate from the next update on, after `update` has made `carry`; None to leave it.
 
@@ -73,10 +77,12 @@ class Callback(eqx.Module):
         """
         return None
 
-    def result(self, carry: PyTree) -> tuple[PyTree, Array] | None:
-        """Free values and their loss, to be returned if that loss is less than the last state's.
+    def result(self, carry: PyTree, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array] | None:
+        """Another end than the last state, whose loss is `loss`: whether to return it, its free values
+        and its loss.
 
         Called once at the end; `carry` has seen one more `update`, for the state after the last step.
+        Of several callbacks the later ones are asked about what the earlier ones chose.
         """
         return None
 
@@ -127,6 +133,16 @@ class Fit:
     def learning_rate(self, rate: Any) -> None:
         self._run.set_learning_rate(rate)
 
+    @property
+    def parameters(self) -> PyTree:
+        """The free Parameters where the fit stands, in the structure of the state; None elsewhere."""
+        return self._run.point.layout.free_state(self._run.values)
+
+    @property
+    def last(self) -> dict[str, PyTree]:
+        """Of the last step, what the `uses` of all host callbacks name; empty before the first one."""
+        return self._run.last
+
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
         """Append `value`, of the last step, to the history's series `name`, made at every `every`-th."""
         self._run.journal.record(name, value, every)
@@ -152,7 +168,8 @@ class HostCallback:
 
     - `every`: it is called after steps 0, every, 2 every, ...; with None whenever the loop comes back
         to Python anyhow, some times a second.
-    - `uses`: which of `"aux"` and `"grads"` the function looks at; the others are None.
+    - `uses`: which fields of the last step's `StepInfo` are needed: of `"aux"` and `"grads"` those that
+        are not named are None for the function; `fit.last` has all that are.
     """
 
     every: int | None = 1
@@ -162,6 +179,17 @@ class HostCallback:
     def open(self, fit: Fit) -> Iterator[HostFunction]:
         raise TypeError(f"{type(self).__name__} does not say what to do: override open")
         yield
+
+    def due(self, step: int) -> int | None:
+        """The first step from `step` on after which it is called; None for no more.
+
+        Override it for another rhythm than that of `every`, which must not be None then.
+        """
+        return None if self.every is None else -(-step // self.every) * self.every
+
+    def why(self) -> str:
+        """What `stop_reason` says when the function has returned True."""
+        return f"{label(self)} asked to stop"
 
 
 @contextlib.contextmanager
@@ -177,6 +205,14 @@ def open_host(callback: Any, fit: Fit) -> Iterator[HostFunction]:
 def cadence(callback: Any) -> int | None:
     """After how many steps a host callback is due; None for whenever there is a visit anyhow."""
     return callback.every if isinstance(callback, HostCallback) else getattr(callback, "every", 1)
+
+
+def due(callback: Any) -> Callable[[int], int | None]:
+    """The function that tells when a host callback is due."""
+    if isinstance(callback, HostCallback):
+        return callback.due
+    every = getattr(callback, "every", 1)
+    return lambda step: -(-step // every) * every
 
 
 def label(callback: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import resume, snapshot
-from .callback import Callback, Fit, HostFunction, cadence, label, open_host
+from .callback import Callback, Fit, HostCallback, HostFunction, due, label, open_host
 from .checks import bad_start, depth_in_package
 from .composition import number
 from .edits import interpret, merge_edit
@@ -46,8 +46,16 @@ class Host(NamedTuple):
 
     place: int
     callback: Any
-    every: int | None
+    due: Callable[[int], int | None]
     function: HostFunction
+
+    def is_due(self, step: int) -> bool:
+        anyhow = isinstance(self.callback, HostCallback) and self.callback.every is None
+        return anyhow or self.due(step) == step
+
+    def why(self) -> str:
+        known = isinstance(self.callback, HostCallback)
+        return self.callback.why() if known else f"{label(self.callback)} asked to stop"
 
 
 class Run:
@@ -76,8 +84,7 @@ class Run:
         self.history = History()
         self.history._start = state
         self.journal = Journal(self.history, programs.loop.problem.callbacks, max_steps)
-        visits = [cadence(c) for c in callbacks if not isinstance(c, Callback)]
-        self.rhythms = {every for every in visits if every is not None}
+        self.due = [due(c) for c in callbacks if not isinstance(c, Callback)]
         self.reason: str | None = None
         self.wish: str | None = None  # why somebody wants the fit to end
         self.pace = Pace(programs.pace, tuple(np.shape(x) for x in (*flat.free, *flat.fixed)))
@@ -86,7 +93,7 @@ class Run:
         self.last: dict[str, PyTree] = {}
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
-        self.may_run_ahead = not (visits or programs.finishes or programs.loop.problem.follows)
+        self.may_run_ahead = not (self.due or programs.finishes or programs.loop.problem.follows)
 
     @property
     def done(self) -> int:
@@ -115,7 +122,7 @@ class Run:
         self.may_run_ahead &= not point.programs.averages
         with contextlib.ExitStack() as stack:
             hosts = [
-                Host(place, one, cadence(one), stack.enter_context(open_host(one, Fit(self))))
+                Host(place, one, due(one), stack.enter_context(open_host(one, Fit(self))))
                 for place, one in enumerate(self.callbacks)
                 if not isinstance(one, Callback)
             ]
@@ -229,8 +236,10 @@ class Run:
     def until_due(self) -> int:
         """How many steps until a host callback is due, or until the last step."""
         steps = self.max_steps - self.done
-        for every in self.rhythms:
-            steps = min(steps, -self.done % every + 1)
+        for next_due in self.due:
+            step = next_due(self.done)
+            if step is not None:
+                steps = min(steps, step - self.done + 1)
         return steps
 
     # Host callbacks.
@@ -253,11 +262,12 @@ class Run:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
             stops[place] = f"{callback.why()} (at step {step})"
-        due = [host for host in hosts if host.every is None or step % host.every == 0]
-        if due:
+        visits = [host for host in hosts if host.is_due(step)]
+        if visits:
             free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             loss = self.history["loss"][-1]
-        for place, callback, _, function in due:
+        for host in visits:
+            place, callback, _, function = host
             arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
             interruption.at_once = True
             try:
@@ -272,7 +282,7 @@ class Run:
                 self.edit(callback, new_free, new_fixed)
                 free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             if stop:
-                stops.setdefault(place, f"{label(callback)} asked to stop (at step {step})")
+                stops.setdefault(place, f"{host.why()} (at step {step})")
         if stops:
             self.reason = stops[min(stops)]
 
@@ -348,8 +358,10 @@ class Run:
             if back is None:
                 raise ValueError(bad_start(self.state, loss))
             good = self.again(back, step - 1)
-        carry = self.again(point, step).carry
-        finite = point.programs.gradients_finite(carry, point.start, point.fixed)
+        stretch = self.again(point, step)
+        if steps:
+            self.last = stretch.last
+        finite = point.programs.gradients_finite(stretch.carry, point.start, point.fixed)
         bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.values = good.carry, good.values
@@ -402,9 +414,9 @@ class Run:
         else:
             values, loss, probed = self.probe()
         for i, result in self.point.programs.results:
-            candidate = result(probed[i])
-            if candidate is not None and (found := float(np.asarray(candidate[1]))) < loss:
-                values, loss = jax.tree.leaves(candidate[0]), found
+            candidate = result(probed[i], loss)
+            if candidate is not None and bool(candidate[0]):
+                values, loss = jax.tree.leaves(candidate[1]), float(np.asarray(candidate[2]))
         losses = self.history["loss"]
         best = int(np.argmin(losses)) if self.done else 0
         self.history.update(

@@ -14,7 +14,7 @@ import optax
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, PyTree
 
-from .callback import Callback, HostCallback, label
+from .callback import Callback, HostCallback, StepInfo, label
 from .checkpoint import points
 from .checks import (
     check_callbacks,
@@ -56,7 +56,7 @@ class Fitter:
         traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
         hosts = [c for c in self._callbacks if not isinstance(c, Callback)]
         looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
-        uses = tuple(name for name in HostCallback.uses if any(name in used for used in looked_at))
+        uses = tuple(name for name in StepInfo._fields if any(name in used for used in looked_at))
         self._problem = Problem(evaluate, make_stepper, traced, uses, endings, follows)
         self._programs: dict[tuple[Layout, str | None], Programs] = {}
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties

@@ -37,7 +37,7 @@ class Problem(NamedTuple):
     evaluate: Callable[[Any], tuple[Any, Any]]  # the plain state -> (loss or residuals, aux)
     make_stepper: Callable[[Objective, str | None, PyTree], Stepper]  # of objective, mode and names
     callbacks: tuple[Callback, ...]
-    uses: tuple[str, ...]  # of "aux" and "grads": what host callbacks look at
+    uses: tuple[str, ...]  # fields of StepInfo: what host callbacks look at
     endings: Endings | None = None  # why the method itself may end a fit
     follows: bool = False  # whether a step's loss is that of the coordinates after it
 
@@ -58,7 +58,7 @@ class Stretch(NamedTuple):
     status: Array  # how many steps were begun, and how the last one ended
     losses: Array  # one for each step begun; what lies behind them is not meant
     records: tuple[dict[str, PyTree] | None, ...]  # of each callback, likewise
-    last: dict[str, PyTree]  # aux and gradients of the last step, where a host callback uses them
+    last: dict[str, PyTree]  # of the last step's info what host callbacks use
 
 
 class Loop:
@@ -112,6 +112,8 @@ class Loop:
         if self.problem.callbacks:
             info = self._blank_info(stepper, method, values)
             carries = tuple(callback.init(info) for callback in self.problem.callbacks)
+            for _, choose in own_methods(self.problem.callbacks, "first_learning_rate"):
+                method = _with_rate(stepper, method, choose(info))
         carry = Carry(method, carries)
         return jax.tree.map(strongly_typed, carry), self.inside(values)
 
@@ -146,9 +148,7 @@ class Loop:
                 code = jnp.where(stop, FIRST_CALLBACK + number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
         for number, choose in own_methods(self.problem.callbacks, "next_learning_rate"):
-            rate = choose(told, carries[number])
-            if rate is not None:
-                method = stepper.set_learning_rate(method, rate)
+            method = _with_rate(stepper, method, choose(told, carries[number]))
         return Carry(method, tuple(carries)), told, info.loss, code
 
     def advance(
@@ -232,11 +232,11 @@ class Loop:
             last = self.values(_select(finite, here, good), values), loss
         result, loss = last
         for number, choose in own_methods(self.problem.callbacks, "result"):
-            candidate = choose(carry.callbacks[number])
+            candidate = choose(carry.callbacks[number], loss)
             if candidate is not None:
-                better = candidate[1] < loss
-                result = _select(better, jax.tree.leaves(candidate[0]), result)
-                loss = _select(better, candidate[1], loss)
+                better, params, found = candidate
+                result = _select(better, jax.tree.leaves(params), result)
+                loss = _select(better, found, loss)
         return Scanned(result, loss, losses, count, records)
 
     def move(
@@ -323,6 +323,10 @@ def strongly_typed(x: Any) -> Array:
     # A weak type would become a strong one in the first stretch, and the second compile once more.
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
+
+
+def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
+    return method if rate is None else stepper.set_learning_rate(method, rate)
 
 
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

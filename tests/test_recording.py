@@ -125,6 +125,41 @@ def test_without_keep_best_the_last_state_is_returned():
 
 
 @pytest.mark.parametrize(
+    "callback",
+    [
+        KeepBest(monitor=lambda info: info.aux["validation"]),
+        EarlyStopping(9, restore_best=True, monitor=lambda info: info.aux["validation"]),
+    ],
+)
+@pytest.mark.parametrize("best", [0, 2, 5])
+def test_with_a_monitor_the_state_at_which_that_was_least_is_returned(callback, best):
+    validation = [5.0, 6.0, 7.0, 8.0, 9.0, 5.5]
+    validation[best] = 1.0
+    losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # the first is least
+    fitted, history = run_walk(losses, callback, validation)
+    assert float(fitted["x"]) == best
+    assert history["final_loss"] == losses[best]
+    losses = losses[::-1]  # the last is least
+    fitted, history = run_walk(losses, callback, validation)
+    assert float(fitted["x"]) == best
+    assert history["final_loss"] == losses[best]
+
+
+def test_a_monitored_value_that_is_never_a_number_changes_nothing():
+    callback = KeepBest(monitor=lambda info: info.loss * jnp.nan)
+    fitted, history = run_walk([5.0, 1.0, 3.0], callback)
+    assert float(fitted["x"]) == 2.0 and history["final_loss"] == 3.0
+
+
+def test_a_step_that_fails_is_not_kept_whatever_the_monitor_says():
+    losses, validation = [5.0, 1.0, 3.0, np.nan, 0.0, 0.0], [5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    callback = KeepBest(monitor=lambda info: info.aux["validation"])
+    with pytest.warns(RuntimeWarning, match="not finite at step 3"):
+        fitted, history = run_walk(losses, callback, validation)
+    assert float(fitted["x"]) == 2.0 and history["final_loss"] == 3.0
+
+
+@pytest.mark.parametrize(
     ("losses", "expected"), [([5.0, 1.0, 4.0, 2.0, 3.0, 6.0], 4), ([5.0, 1.0, 4.0, 2.0, 3.0, 0.0], 5)]
 )
 def test_keep_best_may_look_at_some_steps_only_and_always_at_the_last_state(losses, expected):

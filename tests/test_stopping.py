@@ -130,7 +130,7 @@ def test_stop_after_stops_when_time_is_up(parabola, monkeypatch):
     for _ in range(2):  # the clock starts anew with each fit
         _, history = optimizer.run(parabola, 100)
         assert history["n_steps"] == 5
-        assert history["stop_reason"].startswith("StopAfter: 5 s have passed")
+        assert history["stop_reason"] == "StopAfter: 5 s have passed (at step 4)"
 
 
 @pytest.mark.parametrize(
