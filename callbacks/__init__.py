@@ -1,4 +1,4 @@
-"""What may happen during a fit: stopping, recording, printing, progress.
+"""What may happen during a fit: stopping, recording, telling, steering, saving.
 
 Those that inherit from `fitopt.Callback` run inside the compiled loop; the others visit from Python.
 """
@@ -6,7 +6,9 @@ Those that inherit from `fitopt.Callback` run inside the compiled loop; the othe
 from .checkpointing import Checkpoint as Checkpoint
 from .logging import CSVLogger as CSVLogger
 from .plotting import LivePlot as LivePlot
+from .printing import PrintGradients as PrintGradients
 from .printing import PrintLoss as PrintLoss
+from .printing import PrintParameters as PrintParameters
 from .progress import ProgressBar as ProgressBar
 from .recording import KeepBest as KeepBest
 from .recording import Record as Record
