@@ -4,6 +4,10 @@ Those that inherit from `fitopt.Callback` run inside the compiled loop; the othe
 """
 
 from .checkpointing import Checkpoint as Checkpoint
+from .control import ReduceOnPlateau as ReduceOnPlateau
+from .control import SetLearningRate as SetLearningRate
+from .control import every as every
+from .control import once as once
 from .logging import CSVLogger as CSVLogger
 from .plotting import LivePlot as LivePlot
 from .printing import PrintGradients as PrintGradients
