@@ -84,6 +84,14 @@ def is_open(inverse: Inverse, tolerance: float) -> Bool[np.ndarray, " n"]:
     return moved > tolerance ** (1 / 3) * total
 
 
+def errors(inverse: Inverse, spread: float, tolerance: float) -> Float[np.ndarray, " n"]:
+    """Standard errors of what the rows stand for; infinite where it is not determined."""
+    lengths = np.linalg.norm(inverse.factor, axis=1)
+    errors = np.where(lengths > 0, spread, 1.0) * lengths  # zero also if the spread is infinite
+    errors[is_open(inverse, tolerance)] = np.inf
+    return errors
+
+
 def correlation(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """The correlations; NaN where an error is zero, infinite or NaN.
 

@@ -108,25 +108,23 @@ def hessian_program(
 
     @jax.jit
     def program(free: Sequence[Array], fixed: Sequence[Any]) -> Hessian:
-        units = entries.units(free)
-        zero = jnp.zeros(entries.n_moves, entries.dtype)
-        value, gradient, product = _linearized(loss, entries, layout, mode, free, fixed, units, zero)
-        return Hessian(along_basis(product, zero.size, zero.dtype), units, gradient, value)
+        units, value, gradient, product = linearized(loss, entries, layout, mode, free, fixed)
+        matrix = along_basis(product, gradient.size, gradient.dtype)
+        return Hessian(matrix, units, gradient, value)
 
     return program
 
 
-def _linearized(
-    loss: Callable,
+def linearized(
+    loss: Callable[[Any], tuple[Any, Any]],
     entries: Entries,
     layout: Layout,
     mode: str,
     free: Sequence[Array],
     fixed: Sequence[Any],
-    units: Array,
-    zero: Array,
-) -> tuple[Array, Array, Callable[[Array], Array]]:
-    """Loss, gradient, and the function that multiplies the Hessian by a vector."""
+) -> tuple[Array, Array, Array, Callable[[Array], Array]]:
+    """Units, loss, gradient, and the function that multiplies the Hessian by a vector."""
+    units = entries.units(free)
 
     def function(moves: Array) -> Array:
         return loss(layout.plain(entries.moved(free, units, moves), fixed))[0]
@@ -136,10 +134,11 @@ def _linearized(
             value, gradient = jax.value_and_grad(function)(moves)
             return gradient, value
         slope = lambda direction: jax.jvp(function, (moves,), (direction,))[1]
-        return along_basis(slope, zero.size, zero.dtype), function(moves)
+        return along_basis(slope, moves.size, moves.dtype), function(moves)
 
+    zero = jnp.zeros(entries.n_moves, entries.dtype)
     gradient, product, value = jax.linearize(gradient_and_value, zero, has_aux=True)
-    return value, gradient, product
+    return units, value, gradient, product
 
 
 def push_program(entries: Entries) -> Callable[[Sequence[Array], Array], Array]:

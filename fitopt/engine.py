@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -203,7 +203,12 @@ class OptaxOptimizer(Fitter):
         return self._run(state, max_steps, mode, resume_from)
 
     def uncertainty(
-        self, final_state: PyTree, *, errordef: float = 0.5, mode: str = "rev"
+        self,
+        final_state: PyTree,
+        *,
+        errordef: float = 0.5,
+        parameters: Sequence[str] | None = None,
+        mode: str = "rev",
     ) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Hessian of the loss.
 
@@ -212,12 +217,17 @@ class OptaxOptimizer(Fitter):
         - `final_state`: what `run` has returned. The loss must be at its minimum there.
         - `errordef`: by how much the loss rises at one standard error: 0.5 for a negative
             log-likelihood, 1 for a sum of squares in units of the variance, as in iminuit.
+        - `parameters`: names of Parameters, or of their entries: compute the errors of these alone, and
+            without the Hessian, for which thousands of parameters may be too many. Correlations are
+            theirs; there are no profiles then.
         - `mode`: `"rev"` or `"fwd"`: how the loss is differentiated, as for `run`.
 
         The covariance is `2 * errordef` times the inverse of the Hessian, brought to the user's units.
-        The Hessian is computed by one product with a vector for each fitted number.
+        It takes one product of the Hessian with a vector for each fitted number; with `parameters` the
+        method of conjugate gradients takes as many as it needs for each number in them.
 
-        **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
+        **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`;
+        `KeyError` for unknown `parameters`.
         """
         from . import estimation
 
@@ -225,8 +235,12 @@ class OptaxOptimizer(Fitter):
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         if not (np.ndim(errordef) == 0 and 0 < errordef < np.inf):
             raise ValueError(f"errordef must be a positive number, got {errordef!r}")
-        evaluate, derivatives = self._problem.evaluate, self._derivatives
-        return estimation.of_loss(derivatives, evaluate, float(errordef), final_state, mode)
+        given = self._derivatives, self._problem.evaluate, float(errordef), final_state, mode
+        if parameters is None:
+            return estimation.of_loss(*given)
+        from . import matrix_free  # brings lineax with it
+
+        return matrix_free.of_some(*given, parameters)
 
 
 def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:

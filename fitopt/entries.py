@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from .line_search import to_real
 from .partition import Flat
@@ -84,14 +84,37 @@ class Entries:
         self.span = np.where(np.isfinite(self.upper - self.lower), self.upper - self.lower, scales)
         self._layout = flat.layout
 
+    def named(self, which: Bool[np.ndarray, " entries"]) -> tuple[str, ...]:
+        """The names of some entries."""
+        return tuple(self.names[i] for i in np.flatnonzero(which))
+
+    def moves_of(self, which: Bool[np.ndarray, " entries"]) -> Bool[np.ndarray, " moves"]:
+        """All moves but those of the other entries."""
+        moves = np.ones(self.n_moves, bool)
+        moves[self.move_of[(self.move_of >= 0) & ~which]] = False
+        return moves
+
+    def nearest(self, values: Float[np.ndarray, " entries"]) -> Float[np.ndarray, " entries"]:
+        """For each entry the bound that it is closer to."""
+        return np.where(values - self.lower < self.upper - values, self.lower, self.upper)
+
     @property
     def straight(self) -> bool:
         """Whether each move moves one entry, in the same order."""
         return bool(np.all(self.move_of >= 0))
 
-    def of_parameter(self, name: str) -> slice:
-        """Where the entries of a Parameter lie."""
-        return self._blocks[self.parameters.index(name)].values
+    def select(self, names: Sequence[str]) -> list[str]:
+        """The names of entries; that of a Parameter stands for all of its entries."""
+        selected = []
+        for name in names:
+            if name in self.names:
+                selected.append(name)
+            elif name in self.parameters:
+                selected += self.names[self._blocks[self.parameters.index(name)].values]
+            else:
+                known = dict.fromkeys([*self.parameters, *self.names])
+                raise KeyError(f"no parameter {name!r} is fitted; there are {', '.join(known)}")
+        return selected
 
     def read(self, values: Sequence[Any]) -> Float[Array, " entries"]:
         """The entries of the values of the free Parameters."""

@@ -149,7 +149,13 @@ class LeastSquares(Fitter):
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         return estimation.of_residuals(
-            self._derivatives, self._weighted, *self._robust, self._absolute_sigma, final_state, mode
+            self._derivatives,
+            self._problem.evaluate,
+            self._weighted,
+            *self._robust,
+            self._absolute_sigma,
+            final_state,
+            mode,
         )
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .uncertainty import Uncertainty
 
 _MOST = 20  # rows of a table
+_MOVED = 0.1  # of an error: how far from the minimum a fit may end without a message
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -23,6 +24,32 @@ def listed(names: Sequence[str], most: int = 6) -> str:
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def about(
+    names: Sequence[str], is_open: Bool[np.ndarray, " n"], held: Bool[np.ndarray, " n"]
+) -> list[str]:
+    """Which entries have no error."""
+    some = lambda which: listed([name for name, one in zip(names, which, strict=True) if one])
+    messages = [f"the data do not determine {some(is_open)}"] if is_open.any() else []
+    if held.any():
+        messages.append(f"at a bound, and held there for the errors of the others: {some(held)}")
+    return messages
+
+
+def not_there(
+    names: Sequence[str], step: Float[np.ndarray, " n"], errors: Float[np.ndarray, " n"]
+) -> list[str]:
+    """That a fit has ended too early, if it is so; `step` leads to the minimum."""
+    known = np.isfinite(errors) & (errors > 0)
+    steps = np.abs(step) / np.where(known, errors, np.inf)
+    worst = int(np.argmax(steps))
+    if steps[worst] <= _MOVED:
+        return []
+    return [
+        f"the fit has not come to the minimum: {names[worst]} would still change by "
+        f"{steps[worst]:.2g} of its standard error; fit on from here"
+    ]
 
 
 def undetermined(

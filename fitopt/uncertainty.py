@@ -1,7 +1,7 @@
 """`Uncertainty`: standard errors, correlations and confidence intervals of a fit."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from . import notes
-from .covariance import Inverse, is_open, tolerance
+from . import covariance, notes
+from . import profile as profiles
 from .entries import Entries, precision_of
+from .likelihood import Likelihood
 from .line_search import to_real
 from .partition import flatten
 
@@ -66,9 +67,7 @@ class Uncertainty:
     absolute_sigma: bool | None
     errordef: float | None
     state: PyTree
-    _entries: Entries
-    _inverse: Inverse  # of the information on the entries
-    _spread: float  # errors are as many times larger than the root of its diagonal
+    _likelihood: Likelihood | None
 
     def propagate(
         self, fn: Callable[[Any], PyTree], final_state: PyTree = None
@@ -99,7 +98,8 @@ class Uncertainty:
         [0.106 0.069 0.069 0.106]
         """
         flat = flatten(self.state if final_state is None else final_state)
-        entries, inverse = self._entries, self._inverse
+        likelihood = self._whole()
+        entries, inverse = likelihood.entries, likelihood.inverse
         with precision_of(flat.free):
             given = Entries(flat)
         if given.names != entries.names:
@@ -128,18 +128,105 @@ class Uncertainty:
         def error(moved: np.ndarray, like: np.ndarray) -> np.ndarray:
             rows = moved.reshape(len(directions), -1).T.astype(float)
             here = inverse._replace(factor=rows[:, :determined], open=rows[:, determined:])
-            errors = errors_of(here, self._spread, tolerance(entries.dtype)).reshape(moved.shape[1:])
+            errors = covariance.errors(here, likelihood.spread, likelihood.tolerance)
+            errors = errors.reshape(moved.shape[1:])
             return errors[0] + 1j * errors[1] if np.iscomplexobj(like) else errors
 
         return output, jax.tree.map(error, moved, output)
+
+    def profile(self, name: str, level: float = 0.95, points: int = 24) -> profiles.Profile:
+        """How the least loss rises while one entry is held away from its best value.
+
+        **Arguments:**
+
+        - `name`: of an entry, one of `self.names`
+        - `level`: of confidence, for the interval that the profile has besides
+        - `points`: how many, on both sides together; the best value comes on top
+
+        **Returns:** a `fitopt.profile.Profile`.
+
+        **Raises:** `KeyError` if there is no such entry; `ValueError` if it cannot be held alone, as the
+        transform of its Parameter does not act entry by entry.
+        """
+        return profiles.profile(self._whole(), self._row(name), _checked(level), points)
+
+    def confidence_intervals(
+        self, level: float = 0.95, parameters: Sequence[str] | None = None
+    ) -> dict[str, profiles.Interval]:
+        """Intervals by profile likelihood, as unsymmetric as the loss is.
+
+        At the ends of an interval the least loss, with all other entries fitted again, has risen by what
+        belongs to the level: for a negative log-likelihood and for residuals with absolute `sigma` by
+        the quantile of χ² times `errordef` (MINOS does the same); for residuals whose variance is taken
+        from the fit by the quantile of the F statistic (as `lmfit.conf_interval` does).
+
+        **Arguments:**
+
+        - `level`: of confidence, such as 0.6827 for what is one standard error of a normal distribution
+        - `parameters`: names of Parameters or entries; all by default
+
+        **Returns:** for the name of each entry a `fitopt.profile.Interval`: `low, high = ...["k"]`.
+
+        A `RuntimeWarning` tells when a better minimum is found on the way.
+
+        **Raises:** `KeyError` if there is no such entry, `ValueError` if it cannot be held alone.
+
+        >>> import jax.numpy as jnp
+        >>> from fitopt import LeastSquares, Parameter
+        >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
+        >>> y = jnp.array([2.9, 1.9, 1.0, 0.8])
+        >>> opt = LeastSquares(lambda s: s["height"] * jnp.exp(-s["rate"] * x) - y)
+        >>> fitted, _ = opt.run({"height": Parameter("height", 3.0), "rate": Parameter("rate", 1.0)})
+        >>> low, high = opt.uncertainty(fitted).confidence_intervals(level=0.68)["rate"]
+        >>> print(f"{low:.2f} to {high:.2f}")
+        0.42 to 0.53
+        """
+        likelihood, level = self._whole(), _checked(level)
+        names = likelihood.entries.select(self.names if parameters is None else parameters)
+        return {name: profiles.interval(likelihood, self._row(name), level) for name in names}
+
+    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> profiles.Contour:
+        """The border of the region in which two entries lie together.
+
+        There the loss has risen as `confidence_intervals` says, with the quantile for two entries.
+
+        **Arguments:**
+
+        - `a`, `b`: names of two entries
+        - `level`: of confidence that both lie inside
+        - `points`: of the border, on rays from the best values
+
+        **Returns:** a `fitopt.profile.Contour`, with `points` that draw a closed line.
+
+        **Raises:** as `profile`; `ValueError` if the two are the same.
+        """
+        if a == b:
+            raise ValueError(f"a contour needs two different entries, got {a!r} twice")
+        return profiles.contour(self._whole(), (self._row(a), self._row(b)), _checked(level), points)
+
+    def _whole(self) -> Likelihood:
+        if self._likelihood is None:
+            raise ValueError("this needs the uncertainty of all parameters, not only of some")
+        return self._likelihood
+
+    def _row(self, name: str) -> int:
+        """Where an entry lies, if it can be held alone."""
+        entries = self._whole().entries
+        if name not in self.names:
+            raise KeyError(f"no entry {name!r}; there are {notes.listed(self.names, most=50)}")
+        row = self.names.index(name)
+        if entries.move_of[row] < 0:
+            raise ValueError(
+                f"{name} cannot be held alone: its Parameter has a transform that does not act entry by "
+                "entry"
+            )
+        return row
 
     def __repr__(self) -> str:
         return notes.table(self)
 
 
-def errors_of(inverse: Inverse, spread: float, tolerance: float) -> Float[np.ndarray, " n"]:
-    """Standard errors of what the rows stand for; infinite where it is not determined."""
-    lengths = np.linalg.norm(inverse.factor, axis=1)
-    errors = np.where(lengths > 0, spread, 1.0) * lengths  # zero also if the spread is infinite
-    errors[is_open(inverse, tolerance)] = np.inf
-    return errors
+def _checked(level: float) -> float:
+    if not (np.ndim(level) == 0 and 0 < level < 1):
+        raise ValueError(f"level must be a probability between 0 and 1, got {level!r}")
+    return float(level)

@@ -1,0 +1,216 @@
+"""Profile likelihood: how the least loss rises while one entry, or two, are held away from the best."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from .likelihood import Likelihood
+from .refit import Walk
+
+_FAR = 1e6  # of the first step: there the search for the end of an interval gives up
+_BEYOND = 1.25  # of the interval: how far the curve goes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Interval:
+    """A confidence interval. It unpacks: `low, high = interval`.
+
+    - `name`: of the entry
+    - `level`: of confidence, between 0 and 1
+    - `value`: the fitted value
+    - `low`, `high`: the ends; infinite where the loss never rises far enough
+    - `minus`, `plus`: how far the ends are from the value, both positive
+    - `at_bound`: whether low, and whether high, is a bound, where the interval ends before the loss has
+        risen far enough
+    - `messages`: sentences on what went wrong, a tuple
+    """
+
+    name: str
+    level: float
+    value: float
+    low: float
+    high: float
+    at_bound: tuple[bool, bool]
+    messages: tuple[str, ...]
+
+    @property
+    def minus(self) -> float:
+        """How far the lower end is below the fitted value."""
+        return self.value - self.low
+
+    @property
+    def plus(self) -> float:
+        """How far the upper end is above the fitted value."""
+        return self.high - self.value
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.low, self.high))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array([self.low, self.high], dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Profile(Interval):
+    """An `Interval` and the curve that it was read from.
+
+    - `values`: where the entry was held, growing; shape `(points,)`
+    - `losses`: the least loss there
+    - `best_loss`: the least of all
+    - `threshold`: by how much the loss has risen at the ends of the interval
+    - `others`: for the names of the other entries what was fitted there, shape `(points,)`
+    """
+
+    values: Float[np.ndarray, " points"]
+    losses: Float[np.ndarray, " points"]
+    best_loss: float
+    threshold: float
+    others: dict[str, Float[np.ndarray, " points"]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Contour:
+    """The border of a joint confidence region of two entries.
+
+    - `names`: of the two
+    - `level`: of confidence that both lie inside
+    - `points`: of the border, in order; shape `(points, 2)`; the last is the first once more
+    - `at_bound`: which of the points lie on a bound, where the region ends before the loss has risen far
+        enough; shape `(points,)`
+    - `threshold`: by how much the loss has risen at the others
+    - `messages`: sentences on what went wrong, a tuple
+    """
+
+    names: tuple[str, str]
+    level: float
+    points: Float[np.ndarray, "points 2"]
+    at_bound: Bool[np.ndarray, " points"]
+    threshold: float
+    messages: tuple[str, ...]
+
+
+def interval(likelihood: Likelihood, row: int, level: float) -> Interval:
+    """The confidence interval of an entry."""
+    return _interval(likelihood, row, level, Walk(likelihood, [row]))
+
+
+def _interval(likelihood: Likelihood, row: int, level: float, walk: Walk) -> Interval:
+    entries = likelihood.entries
+    quantile, value = likelihood.quantile(level, 1) ** 0.5, float(likelihood.best.values[row])
+    first = quantile * likelihood.size(row)
+    ends, at_bound = [], []
+    for sign, bound in ((-1, entries.lower[row]), (1, entries.upper[row])):
+        height = lambda distance, sign=sign: walk.height(np.array([value + sign * distance]))
+        limit = abs(bound - value)
+        distance, stopped = _crossing(height, first, quantile, limit, _precision(likelihood))
+        ends.append(float(bound) if stopped else value + sign * distance)
+        at_bound.append(stopped)
+    return Interval(
+        name=entries.names[row],
+        level=level,
+        value=float(likelihood.values[row]),
+        low=ends[0],
+        high=ends[1],
+        at_bound=(at_bound[0], at_bound[1]),
+        messages=walk.messages(f"the profile of {entries.names[row]}"),
+    )
+
+
+def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Profile:
+    """The curve of the least loss over an entry, a little beyond its confidence interval."""
+    walk, entries = Walk(likelihood, [row]), likelihood.entries
+    found = _interval(likelihood, row, level, walk)
+    value = float(likelihood.best.values[row])
+    far = 3 * likelihood.size(row)
+    sides = []
+    for end, bound in ((found.low, entries.lower[row]), (found.high, entries.upper[row])):
+        reach = abs(end - value) * _BEYOND if np.isfinite(end) else far
+        end = value + np.sign(end - value) * min(reach, abs(bound - value))
+        held_at = np.linspace(value, end, points // 2 + 1)[1:]
+        sides.append([(x, walk(np.array([x]))) for x in held_at if x != value])
+    curve = [*reversed(sides[0]), (value, likelihood.best), *sides[1]]
+    return Profile(
+        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+        values=np.array([x for x, _ in curve]),
+        losses=np.array([float(point.loss) for _, point in curve]),
+        best_loss=float(likelihood.best.loss),
+        threshold=likelihood.unit * likelihood.quantile(level, 1),
+        others={
+            name: np.array([point.values[i] for _, point in curve])
+            for i, name in enumerate(entries.names)
+            if i != row
+        },
+    )
+
+
+def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points: int) -> Contour:
+    """The border of the joint confidence region of two entries, along rays from the best."""
+    walk, entries, pair = Walk(likelihood, rows), likelihood.entries, list(rows)
+    centre, quantile = likelihood.best.values[pair], likelihood.quantile(level, 2) ** 0.5
+    axes = likelihood.covariance[np.ix_(pair, pair)]
+    if np.isfinite(axes).all():
+        axes = np.linalg.cholesky(axes)
+    else:
+        axes = np.diag([likelihood.size(row) for row in rows])
+    border, at_bound = [], []
+    for angle in np.linspace(0, 2 * np.pi, points, endpoint=False):
+        ray = axes @ [np.cos(angle), np.sin(angle)]
+        bounds = np.where(ray > 0, entries.upper[pair], entries.lower[pair])
+        limits = np.abs(bounds - centre) / np.maximum(np.abs(ray), np.finfo(float).tiny)
+        nearest = int(np.argmin(limits))
+        height = lambda distance, ray=ray: walk.height(centre + distance * ray)
+        distance, stopped = _crossing(
+            height, quantile, quantile, limits[nearest], _precision(likelihood)
+        )
+        point = centre + distance * ray if np.isfinite(distance) else np.full(2, np.nan)
+        if stopped:
+            point[nearest] = bounds[nearest]
+        border.append(point)
+        at_bound.append(stopped)
+    names = entries.names[rows[0]], entries.names[rows[1]]
+    messages = walk.messages(f"the contour of {names[0]} and {names[1]}")
+    if np.isnan(border).any():
+        messages += ("the region has no end in some directions; points there are NaN",)
+    return Contour(
+        names=names,
+        level=level,
+        points=np.array([*border, border[0]]),
+        at_bound=np.array([*at_bound, at_bound[0]]),
+        threshold=likelihood.unit * likelihood.quantile(level, 2),
+        messages=messages,
+    )
+
+
+def _precision(likelihood: Likelihood) -> float:
+    """To what part of its length an interval is found."""
+    return float(np.finfo(likelihood.entries.dtype).eps) ** (1 / 3)
+
+
+def _crossing(
+    height: Callable[[float], float], first: float, wanted: float, limit: float, precision: float
+) -> tuple[float, bool]:
+    """At which distance a height, zero at zero, is reached; or `limit`, and whether it is that."""
+    from scipy.optimize import brentq  # comes with jax; slow to import
+
+    if limit == 0:
+        return 0.0, True
+    heights = {0.0: 0.0}
+
+    def excess(distance: float) -> float:
+        if distance not in heights:
+            heights[distance] = min(height(distance), 10 * wanted)
+        return heights[distance] - wanted
+
+    below, distance = 0.0, min(first, limit)
+    while excess(distance) < 0:
+        if distance == limit:
+            return limit, True
+        if distance > _FAR * first:
+            return np.inf, False
+        growth = wanted / max(heights[distance], 0.25 * wanted)
+        below, distance = distance, min(distance * max(growth * 1.01, 1.02), limit)
+    found: Any = brentq(excess, below, distance, xtol=precision * distance)
+    return float(found), False
