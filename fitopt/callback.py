@@ -10,12 +10,15 @@ that is called after a step; a `HostCallback` is one that has something to open 
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .history import History
+
+if TYPE_CHECKING:
+    from .resume import ResumePoint
 
 
 class StepInfo(NamedTuple):
