@@ -1,4 +1,7 @@
-"""NIST's nonlinear regression problems: what the files hold, and that their models are typed in right."""
+"""NIST's nonlinear regressions: what the files hold, and that fits come to the certified results.
+
+https://www.itl.nist.gov/div898/strd/nls/nls_main.shtml certifies eleven digits, for double precision.
+"""
 
 import collections
 
@@ -7,9 +10,16 @@ import numpy as np
 import pytest
 
 from benchmarks import nist
+from fitopt import LeastSquares
 
 PROBLEMS = nist.problems()
 IDS = [problem.name for problem in PROBLEMS]
+
+
+def digits(found, certified):
+    """To how many digits all of some numbers are right."""
+    with np.errstate(divide="ignore"):
+        return -np.log10(np.max(np.abs(np.divide(found, certified) - 1)))
 
 
 def test_there_are_27_problems_of_three_levels_of_difficulty():
@@ -22,9 +32,24 @@ def test_the_certified_values_give_the_certified_sum_of_squares(problem):
     with jax.enable_x64(True):
         residuals = np.asarray(problem.residuals(problem.state(problem.values)))
     sum_of_squares = residuals @ residuals
-    if (
-        problem.name == "Lanczos1"
-    ):  # a perfect fit: eleven digits of each value leave more than is certified
+    if problem.name == "Lanczos1":  # a perfect fit: eleven digits of values leave more than is certified
         assert problem.sum_of_squares < 1e-24 and sum_of_squares < 1e-20
     else:
         np.testing.assert_allclose(sum_of_squares, problem.sum_of_squares, rtol=1e-10)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_both_starts_come_to_the_certified_values_and_standard_errors(problem):
+    opt = LeastSquares(problem.residuals)
+    # The residuals of Lanczos1 are 1e-13 of data of about 1: float64 resolves three digits of them, and
+    # errors are proportional to them.
+    of_residuals = 3 if problem.name == "Lanczos1" else 9
+    with jax.enable_x64(True):
+        for start in problem.starts:
+            fitted, history = opt.run(problem.state(start))
+            assert "converged" in history["stop_reason"]
+            assert digits(history["final_loss"], problem.sum_of_squares) >= of_residuals
+            assert digits([float(fitted[name]) for name in problem.names], problem.values) >= 6
+            errors = opt.uncertainty(fitted).standard_errors
+            found = [errors[name] for name in problem.names]
+            assert digits(found, problem.standard_errors) >= min(4, of_residuals)
