@@ -55,7 +55,7 @@ def named_optimizers(effort: Effort) -> list[Row]:
 
     def row(place: str, name: str, timings: Timings) -> Row:
         title = f"fitopt.optimizers, {place} of {len(PAIRS)}: {name}"
-        measured = f"A·exp(-k·t)+C, {steps[name]:,} steps, beside run with optax': µs a step (least)"
+        measured = f"A·exp(-k·t)+C, {steps[name]:,} steps, beside the same with optax: µs a step (least)"
         figure, ratio = _microseconds(timings, "fitopt", steps[name]), timings.ratio("fitopt", "optax")
         return Row(title, measured, figure, ratio, "≤ 1.05x optax", ratio <= 1.05)
 
@@ -150,13 +150,13 @@ def _steps(
 
         return run
 
-    steps = effort.steps(2_000)
+    steps = effort.steps(500)
     first, second = "optax by hand", "fitopt.Optimizer"
     functions = {
         first: loop(by_hand, tx.init(task.params)),
         second: loop(ours, Optimizer(tx).init(task.params)),
     }
-    timings = interleave(functions, effort.times(3))
+    timings = interleave(functions, effort.times(10))
     measured = f"{name}, {task.name}, a jitted step called from Python: µs a step (least)"
     ratio = timings.ratio(second, first)
     met = None if limit is None else ratio <= limit

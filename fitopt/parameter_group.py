@@ -155,14 +155,15 @@ class Plan:
 
     def pack(self, count: Array | None, kept: Iterable[Kept], opt_states: Iterable[PyTree]) -> State:
         """The state as one tuple, without what is empty: jit takes time for each node of a pytree."""
-        kept = tuple(kept)
-        return (None if count is None and not any(kept) else (count, kept), *opt_states)
+        pairs = tuple(kept)
+        own = (count, pairs if any(pairs) else None)
+        return (None if own[0] is None and own[1] is None else own, *opt_states)
 
     def unpack(self, state: State) -> tuple[Array | None, tuple[Kept, ...], list[PyTree]]:
         """The inverse of `pack`."""
         own, *opt_states = state
-        count, kept = (None, ((),) * len(opt_states)) if own is None else own
-        return count, kept, opt_states
+        count, kept = own or (None, None)
+        return count, kept or ((),) * len(opt_states), opt_states
 
     def check_params(self, params: PyTree) -> list[Array]:
         """The arrays of all values to move."""
