@@ -167,9 +167,9 @@ class Plan:
 
     def check_params(self, params: PyTree) -> list[Array]:
         """The arrays of all values to move."""
-        given = leaves_by_path(params)
+        given, moved = leaves_by_path(params), set(self.paths)
         for path, x in given.items():
-            if path not in self.paths and is_moved(x):
+            if path not in moved and is_moved(x):
                 raise ValueError(f"params: {name(path)} was not there, or fixed, at init; see add_group")
         for leaf in self.moved:
             if leaf.path not in given:

@@ -95,6 +95,9 @@ class Optimizer:
     ) -> PyTree:
         """Make one step: change the state in place, and return the new parameters.
 
+        Outside of `jit` the step is a compiled program by itself, unless a function is among the extra
+        arguments.
+
         **Arguments:**
 
         - `grads`: the gradients as `jax.grad` gives them, of Parameters by their values, of complex
