@@ -18,6 +18,8 @@ from .partition import combine as combine
 from .partition import partition as partition
 from .partition import values as values
 from .plotting import plot_parameters as plot_parameters
+from .report import Report as Report
+from .report import report as report
 from .stateful import Optimizer as Optimizer
 from .uncertainty import Uncertainty as Uncertainty
 

@@ -1,0 +1,232 @@
+"""`report`: what a fit has found, as text, as HTML, and as plain numbers."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import PyTree
+
+from .entries import Entries, precision_of
+from .goodness import goodness
+from .notes import listed
+from .parameter import Parameter
+from .partition import flatten
+from .report_entries import Block, Entry, blocks, fitted_names, parameters_of
+from .uncertainty import Uncertainty
+
+_WEAK = 0.1  # correlations up to here are not worth telling
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Report:
+    """What a fit has found: text at the prompt and by `str()`, HTML in a notebook.
+
+    `fitopt.report` makes one. All of it are plain numbers and strings, None for what is not known.
+
+    - `parameters`: a list of `fitopt.report_entries.Entry`, one for each number
+    - `correlations`: `(name, name, correlation)` of those above 0.1, the strongest first
+    - `n_data`: how many residuals, or data points
+    - `n_variables`: how many numbers the data were to determine: not those on a bound nor, in least
+        squares, those that the residuals do not depend on
+    - `degrees_of_freedom`: the difference of both
+    - `loss`: of the fitted state
+    - `chi_square`, `reduced_chi_square`: the (weighted) sum of squares; over the degrees of freedom
+    - `aic`, `bic`: the information criteria of Akaike and Schwarz
+    - `stop_reason`: a sentence
+    - `n_steps`: of the fit
+    - `n_evaluations`: of the residuals, in least squares
+    - `seconds`: of the fit, compilation included
+    - `messages`: sentences on what to know before the numbers are used
+    """
+
+    correlations: list[tuple[str, str, float]]
+    n_data: int | None
+    n_variables: int
+    degrees_of_freedom: int | None
+    loss: float | None
+    chi_square: float | None
+    reduced_chi_square: float | None
+    aic: float | None
+    bic: float | None
+    stop_reason: str | None
+    n_steps: int | None
+    n_evaluations: int | None
+    seconds: float | None
+    messages: list[str]
+    _blocks: tuple[Block, ...]
+    _digits: int
+
+    @property
+    def parameters(self) -> list[Entry]:
+        return [block.entry(i) for block in self._blocks for i in range(len(block))]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as dicts, lists, strings and plain numbers, of which some may be infinite."""
+        entries = [{**e._asdict(), "relative_error": e.relative_error} for e in self.parameters]
+        facts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return {"parameters": entries, **facts, "correlations": [[*one] for one in self.correlations]}
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The same as JSON: NaN is null, and infinite numbers are the strings "inf" and "-inf"."""
+        return json.dumps(_valid(self.to_dict()), indent=indent, allow_nan=False)
+
+    def __repr__(self) -> str:
+        from .report_text import text
+
+        return text(self)
+
+    def _repr_html_(self) -> str:
+        from .report_html import html
+
+        return html(self)
+
+
+def report(
+    final_state: PyTree,
+    history: Mapping[str, Any],
+    uncertainty: Uncertainty | None = None,
+    *,
+    start: PyTree = None,
+    n_data: int | None = None,
+    digits: int = 2,
+) -> Report:
+    """Sum up a fit: values and their errors, how good it is, and how it went.
+
+    **Arguments:**
+
+    - `final_state`, `history`: what `run` has returned.
+    - `uncertainty`: what `uncertainty(final_state)` has returned. Without it there are no errors and no
+        correlations, and nothing that depends on what kind of loss it is.
+    - `start`: the state in which the fit began, by default the one that the history knows. A history
+        from a file, or from a fit inside `jit`, knows none.
+    - `n_data`: the number of data points of a scalar loss, for BIC and degrees of freedom.
+    - `digits`: how many significant digits errors are shown with. Values end at the same place.
+
+    With k variables and n data points, the information criteria are n ln(χ²/n) + 2k (Akaike) and
+    n ln(χ²/n) + k ln n (Schwarz) in least squares, as in lmfit. For a scalar loss they are D + 2k and
+    D + k ln n, where D is the loss over `errordef`: twice a negative log-likelihood, or χ². There they
+    are worth as much as the loss is one of these, and lack the constants that it leaves out.
+
+    **Returns:** a `fitopt.Report`: print it, show it in a notebook, or take its numbers.
+
+    **Raises:** `TypeError` and `ValueError` for what does not belong to one fit.
+
+    >>> import jax.numpy as jnp
+    >>> from fitopt import LeastSquares, Parameter, report
+    >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
+    >>> y = jnp.array([0.1, 0.9, 2.1, 2.9])
+    >>> opt = LeastSquares(lambda state: state["slope"] * x + state["offset"] - y)
+    >>> state = {"slope": Parameter("slope", 0.5, lower=0), "offset": Parameter("offset", 0.0)}
+    >>> fitted, history = opt.run(state)
+    >>> found = report(fitted, history, opt.uncertainty(fitted))
+    >>> print(str(found).partition("stopped")[0].rstrip())
+    name    value ± error  relative  start  bounds
+    slope   0.960 ± 0.057     5.9 %    0.5  [0, inf)
+    offset   0.06 ± 0.11      180 %      0
+    <BLANKLINE>
+    correlations
+      slope, offset  -0.802
+    <BLANKLINE>
+    data points         4
+    variables           2
+    degrees of freedom  2
+    chi-square          0.032
+    reduced chi-square  0.016
+    AIC                 -15.3133
+    BIC                 -16.5407
+    """
+    _check(history, n_data, digits)
+    parameters = parameters_of(final_state)
+    if not any(parameter.free for parameter in parameters.values()):
+        raise ValueError("final_state has no free Parameter, as one that was fitted would have")
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((final_state, dict(history)))):
+        raise TypeError("report works with NumPy on the host, not inside jit, vmap or grad")
+    began = getattr(history, "_start", None) if start is None else start
+    starts = None
+    if began is not None:
+        starts = parameters_of(began)
+        _check_starts(starts, parameters, "the start of history" if start is None else "start")
+        parameters = {path: parameters[path] for path in starts}  # in the order of the user
+    flat = flatten(final_state)
+    with precision_of(flat.free):
+        entries = Entries(flat)
+    names = fitted_names(parameters, flat, entries.names)
+    titles = dict(zip(flat.layout.paths, flat.layout.names, strict=True))
+    found = blocks(parameters, starts, titles, names, uncertainty)
+    quality = goodness(history, uncertainty, entries.n_moves, n_data)
+    n_steps = None if history.get("n_steps") is None else int(history["n_steps"])
+    is_least_squares = uncertainty is not None and uncertainty.n_data is not None
+    return Report(
+        correlations=[] if uncertainty is None else _correlations(uncertainty, names),
+        n_data=quality.n_data,
+        n_variables=quality.n_variables,
+        degrees_of_freedom=quality.degrees_of_freedom,
+        loss=quality.loss,
+        chi_square=quality.chi_square,
+        reduced_chi_square=quality.reduced_chi_square,
+        aic=quality.aic,
+        bic=quality.bic,
+        stop_reason=history.get("stop_reason"),
+        n_steps=n_steps,
+        n_evaluations=n_steps if is_least_squares else None,
+        seconds=history.get("elapsed"),
+        messages=[] if uncertainty is None else _messages(uncertainty),
+        _blocks=found,
+        _digits=digits,
+    )
+
+
+def _check(history: Any, n_data: Any, digits: Any) -> None:
+    if not isinstance(history, Mapping):
+        raise TypeError(f"history must be what run has returned, got {history!r}")
+    if np.ndim(history.get("n_steps", 0)):
+        raise ValueError(
+            "history is that of several fits, from vmap: take one, such as "
+            "jax.tree.map(lambda x: x[0], history), and its state"
+        )
+    if n_data is not None and not (isinstance(n_data, int | np.integer) and n_data > 0):
+        raise ValueError(f"n_data must be a number of data points, got {n_data!r}")
+    if not (isinstance(digits, int) and 1 <= digits <= 9):
+        raise ValueError(f"digits must be a whole number from 1 to 9, got {digits!r}")
+
+
+def _check_starts(starts: dict[str, Parameter], parameters: dict[str, Parameter], who: str) -> None:
+    shapes = [{path: p.value.shape for path, p in one.items()} for one in (starts, parameters)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{who} must have the Parameters of final_state, {listed(list(parameters))}, "
+            f"in the same shapes; it has {listed(list(starts))}"
+        )
+
+
+def _correlations(
+    uncertainty: Uncertainty, names: Mapping[str, Sequence[str]]
+) -> list[tuple[str, str, float]]:
+    rows = {name: row for row, name in enumerate(uncertainty.names)}
+    order = [name for own in names.values() for name in own if name in rows]
+    rows = [rows[name] for name in order]
+    matrix = uncertainty.correlation[np.ix_(rows, rows)]
+    pairs = np.argwhere(np.triu(np.abs(matrix) > _WEAK, k=1)).tolist()
+    pairs.sort(key=lambda pair: -abs(matrix[*pair]))
+    return [(order[i], order[j], float(matrix[i, j])) for i, j in pairs]
+
+
+def _messages(uncertainty: Uncertainty) -> list[str]:
+    why = [f"{name} is {uncertainty.notes[name]}" for name in uncertainty.undetermined]
+    return [*uncertainty.messages, *why]
+
+
+def _valid(tree: Any) -> Any:
+    """What JSON can say."""
+    if isinstance(tree, dict):
+        return {name: _valid(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_valid(value) for value in tree]
+    if isinstance(tree, float) and not math.isfinite(tree):
+        return None if math.isnan(tree) else str(tree)
+    return tree

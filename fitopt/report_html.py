@@ -1,0 +1,51 @@
+"""A report as HTML for notebooks: tables without colours, which suit light and dark themes."""
+
+from html import escape
+from typing import TYPE_CHECKING
+
+from .report_text import Column, correlations, course, parameters, quality
+
+if TYPE_CHECKING:
+    from .report import Report
+
+_TABLE = '<table style="border-collapse: collapse; margin: 0 0 1em 0">'
+_LINE = "; border-bottom: thin solid; white-space: nowrap"  # in the colour of the text
+
+
+def html(report: "Report") -> str:
+    """The report for a notebook."""
+    pairs = [("goodness of fit", quality(report), True)]
+    if report.correlations:
+        pairs.append(("correlations", correlations(report), True))
+    pairs.append(("course of the fit", course(report), False))
+    messages = "".join(f"<li>{escape(message)}</li>" for message in report.messages)
+    beside = "".join(
+        _table([Column([title, *labels], False), Column(["", *facts], number)])
+        for title, rows, number in pairs
+        for labels, facts in [zip(*rows, strict=True)]
+    )
+    return "".join(
+        [
+            "<div>",
+            _table(parameters(report)),
+            f"<ul>{messages}</ul>" if messages else "",
+            f'<div style="display: flex; flex-wrap: wrap; gap: 0 2em">{beside}</div>',
+            "</div>",
+        ]
+    )
+
+
+def _table(columns: list[Column]) -> str:
+    head, *body = zip(*(column.cells for column in columns), strict=True)
+    rows = [_row("th", head, columns), *(_row("td", cells, columns) for cells in body)]
+    return f"{_TABLE}{''.join(rows)}</table>"
+
+
+def _row(tag: str, cells: tuple[str, ...], columns: list[Column]) -> str:
+    line, filled = _LINE if tag == "th" else "", []
+    for cell, column in zip(cells, columns, strict=True):
+        side = "right" if column.is_number else "left"
+        near = "0.3em" if column.follows else "0.7em"
+        style = f"padding: 0.2em 0 0.2em {near}; text-align: {side}; vertical-align: top{line}"
+        filled.append(f'<{tag} style="{style}">{escape(cell)}</{tag}>')
+    return f"<tr>{''.join(filled)}</tr>"
