@@ -12,32 +12,49 @@ from jaxtyping import Array, Float
 RobustLoss = Callable[[Float[Array, "*n"]], Float[Array, "*n"]] | None
 
 
-def _bent(ratio: Callable[[Array], Array], slope: float) -> Callable[[Array], Array]:
-    """r ↦ r √(ρ(r²)/r²), given ρ(z)/z away from 0, and 1 + `slope` z for it near 0."""
+def _bent(
+    ratio: Callable[[Array], Array], slope: float, far: Callable[[Array], Array]
+) -> Callable[[Array], Array]:
+    """r ↦ √ρ with the sign of r.
+
+    Given are ρ(z)/z for z = r² up to 1, its `slope` at 0, and ρ as a function of |r| from 1 on: neither
+    it nor its derivatives may overflow where r does not. An infinite residual stays infinite.
+    """
 
     def bend(r: Array) -> Array:
-        z = jnp.square(r)
+        large = jnp.abs(r) > 1
+        inner = jnp.where(large, 1.0, r)
+        outer = jnp.where(large & jnp.isfinite(r), jnp.abs(r), 1.0)
+        z = jnp.square(inner)
         near = z < jnp.finfo(r.dtype).eps ** 0.5
-        safe = jnp.where(near, 1.0, z)
-        return r * jnp.sqrt(jnp.where(near, 1.0 + slope * z, ratio(safe)))
+        inside = inner * jnp.sqrt(jnp.where(near, 1.0 + slope * z, ratio(jnp.where(near, 1.0, z))))
+        outside = jnp.sign(r) * jnp.sqrt(far(outer))
+        return jnp.where(large, jnp.where(jnp.isfinite(r), outside, r), inside)
 
     return bend
 
 
-def _huber(r: Array) -> Array:
-    large = jnp.abs(r) > 1
-    safe = jnp.where(large, jnp.abs(r), 1.0)
-    return jnp.where(large, jnp.sign(r) * jnp.sqrt(2.0 * safe - 1.0), r)
-
-
-def _soft_l1(r: Array) -> Array:
-    return r * jnp.sqrt(2.0 / (jnp.sqrt(1.0 + jnp.square(r)) + 1.0))
-
-
 LOSSES: dict[str, RobustLoss] = {
-    "linear": None,  # ρ(z) = z
-    "soft_l1": _soft_l1,  # ρ(z) = 2 (√(1 + z) - 1)
-    "huber": _huber,  # ρ(z) = z up to 1, then 2 √z - 1
-    "cauchy": _bent(lambda z: jnp.log1p(z) / z, -1 / 2),  # ρ(z) = ln(1 + z)
-    "arctan": _bent(lambda z: jnp.arctan(z) / z, 0.0),  # ρ(z) = arctan z
+    # ρ(z) = z
+    "linear": None,
+    # ρ(z) = 2 (√(1 + z) - 1)
+    "soft_l1": _bent(
+        lambda z: 2.0 / (jnp.sqrt(1.0 + z) + 1.0),
+        slope=-1 / 4,
+        far=lambda r: 2.0 * (r * jnp.sqrt(1.0 + r**-2) - 1.0),
+    ),
+    # ρ(z) = z up to 1, then 2 √z - 1
+    "huber": _bent(jnp.ones_like, slope=0.0, far=lambda r: 2.0 * r - 1.0),
+    # ρ(z) = ln(1 + z)
+    "cauchy": _bent(
+        lambda z: jnp.log1p(z) / z,
+        slope=-1 / 2,
+        far=lambda r: 2.0 * jnp.log(r) + jnp.log1p(r**-2),
+    ),
+    # ρ(z) = arctan z
+    "arctan": _bent(
+        lambda z: jnp.arctan(z) / z,
+        slope=0.0,
+        far=lambda r: jnp.pi / 2 - jnp.arctan(r**-2),
+    ),
 }
