@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+_ITERATIONS = 20
+
 
 class Inverse(NamedTuple):
     """The inverse of an information matrix, as far as there is one.
@@ -40,7 +42,7 @@ def invert_root(root: Float[np.ndarray, "m n"], tolerance: float) -> Inverse:
     triangle = np.asarray(np.linalg.qr(scaled, mode="r"))
     if triangle.shape[0] == n and np.all(np.diagonal(triangle) != 0):
         inverse = _inverse_of_triangle(triangle)
-        condition = _norm(triangle) * _norm(inverse)
+        condition = _size(triangle) * _size(inverse)
         if condition < 1 / tolerance:
             return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
     _, sizes, directions = np.linalg.svd(triangle)
@@ -63,7 +65,7 @@ def invert(matrix: Float[np.ndarray, "n n"], tolerance: float) -> Inverse:
     except np.linalg.LinAlgError:
         pass
     else:
-        condition = _norm(scaled) * _norm(inverse @ inverse.T)
+        condition = _size(scaled) * _size(inverse) ** 2
         if condition < 1 / tolerance:
             return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
     sizes, directions = np.linalg.eigh(scaled)
@@ -108,11 +110,17 @@ def correlation(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"
 
 
 def _inverse_of_triangle(upper: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    from scipy.linalg import solve_triangular  # comes with jax; slow to import
+    from scipy.linalg.lapack import dtrtri  # comes with jax; slow to import
 
-    return solve_triangular(upper, np.eye(len(upper)))
+    inverse, _ = dtrtri(upper)
+    return inverse
 
 
-def _norm(matrix: Float[np.ndarray, "n n"]) -> float:
-    """The largest sum of absolute values in a column."""
-    return float(np.abs(matrix).sum(axis=0).max())
+def _size(matrix: Float[np.ndarray, "n n"]) -> float:
+    """About the largest singular value, by power iteration; with a factor of the inverse, its root."""
+    direction = np.random.default_rng(0).standard_normal(len(matrix))
+    size = 0.0
+    for _ in range(_ITERATIONS):
+        direction = matrix @ (matrix.T @ (direction / np.linalg.norm(direction)))
+        size = np.linalg.norm(direction) ** 0.5
+    return float(size)

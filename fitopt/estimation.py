@@ -225,7 +225,13 @@ def _uncertainty(
         messages=(
             *messages,
             *notes.about(entries.names, open_, held),
-            *notes.not_there(entries.names, likelihood.step, likelihood.errors),
+            *notes.not_there(
+                entries.names,
+                likelihood.values,
+                likelihood.step,
+                likelihood.errors,
+                likelihood.tolerance,
+            ),
         ),
         condition_number=likelihood.inverse.condition,
         loss=likelihood.loss,

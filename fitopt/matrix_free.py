@@ -60,6 +60,7 @@ def of_some(
     facts = standard_errors(entries, everything)
     asked = [name for name in entries.parameters if set(entries.select([name])) & set(names)]
     facts["standard_errors"] = {name: facts["standard_errors"][name] for name in asked}
+    tolerance = covariance.tolerance(entries.dtype)
     sentence = "not determined: conjugate gradients found no curvature that would hold it"
     bounds = entries.lower[rows], entries.upper[rows]
     return Uncertainty(
@@ -76,7 +77,7 @@ def of_some(
         },
         messages=(
             *notes.about(names, open_, held[rows]),
-            *notes.not_there(names, solved.step.astype(float), errors),
+            *notes.not_there(names, values[rows], solved.step, errors, tolerance),
         ),
         condition_number=np.nan,
         loss=float(solved.loss),

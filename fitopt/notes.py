@@ -38,10 +38,14 @@ def about(
 
 
 def not_there(
-    names: Sequence[str], step: Float[np.ndarray, " n"], errors: Float[np.ndarray, " n"]
+    names: Sequence[str],
+    values: Float[np.ndarray, " n"],
+    step: Float[np.ndarray, " n"],
+    errors: Float[np.ndarray, " n"],
+    rounding: float,
 ) -> list[str]:
     """That a fit has ended too early, if it is so; `step` leads to the minimum."""
-    known = np.isfinite(errors) & (errors > 0)
+    known = np.isfinite(errors) & (errors > 0) & (np.abs(step) > rounding * np.abs(values))
     steps = np.abs(step) / np.where(known, errors, np.inf)
     worst = int(np.argmax(steps))
     if steps[worst] <= _MOVED:

@@ -94,7 +94,13 @@ class Contour:
 
 def interval(likelihood: Likelihood, row: int, level: float) -> Interval:
     """The confidence interval of an entry."""
-    return _interval(likelihood, row, level, Walk(likelihood, [row]))
+    if 0 < likelihood.unit < np.inf:
+        return _interval(likelihood, row, level, Walk(likelihood, [row]))
+    value, name = float(likelihood.values[row]), likelihood.entries.names[row]
+    if likelihood.unit == 0:
+        return Interval(name, level, value, value, value, (False, False), ("the residuals are zero",))
+    message = "there is no scatter of the residuals to tell how far the loss may rise"
+    return Interval(name, level, value, -np.inf, np.inf, (False, False), (message,))
 
 
 def _interval(likelihood: Likelihood, row: int, level: float, walk: Walk) -> Interval:
@@ -121,6 +127,7 @@ def _interval(likelihood: Likelihood, row: int, level: float, walk: Walk) -> Int
 
 def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Profile:
     """The curve of the least loss over an entry, a little beyond its confidence interval."""
+    _check_unit(likelihood)
     walk, entries = Walk(likelihood, [row]), likelihood.entries
     found = _interval(likelihood, row, level, walk)
     value = float(likelihood.best.values[row])
@@ -148,6 +155,7 @@ def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Prof
 
 def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points: int) -> Contour:
     """The border of the joint confidence region of two entries, along rays from the best."""
+    _check_unit(likelihood)
     walk, entries, pair = Walk(likelihood, rows), likelihood.entries, list(rows)
     centre, quantile = likelihood.best.values[pair], likelihood.quantile(level, 2) ** 0.5
     axes = likelihood.covariance[np.ix_(pair, pair)]
@@ -182,6 +190,11 @@ def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points:
         threshold=likelihood.unit * likelihood.quantile(level, 2),
         messages=messages,
     )
+
+
+def _check_unit(likelihood: Likelihood) -> None:
+    if not 0 < likelihood.unit < np.inf:
+        raise ValueError("there is no scatter of the residuals to tell how far the loss may rise")
 
 
 def _precision(likelihood: Likelihood) -> float:

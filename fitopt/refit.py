@@ -15,7 +15,7 @@ from .entries import Entries, precision_of
 from .likelihood import Likelihood
 from .partition import Layout
 
-_MOST_STEPS = 300
+_MOST_STEPS = 100
 _BETTER = 1e-2  # of the unit: what is less than the best by more is another minimum
 
 
@@ -67,24 +67,31 @@ def refit_program(
         start = jnp.zeros_like(base)
         precision = float(jnp.finfo(base.dtype).eps)
         tolerances = {"rtol": precision**0.5, "atol": precision**0.4}
+        forward = mode == "fwd"
         if squares:
             idle = jnp.all(axes == 0, axis=0)  # the Jacobian must stay regular
             scaled = lambda steps, _: (output(steps) / jnp.sqrt(unit), jnp.where(idle, steps, 0))
-            forward = start.size <= jax.eval_shape(output, start).size if mode is None else mode == "fwd"
+            height = lambda steps: sum(jnp.sum(x**2) for x in scaled(steps, None)) / 2
+            if mode is None:
+                forward = start.size <= jax.eval_shape(output, start).size
             options = {"jac": "fwd" if forward else "bwd"}
             solver: Any = optx.LevenbergMarquardt(**tolerances)
             solve: Any = optx.least_squares
         else:
             scaled = lambda steps, _: (output(steps) - best) / (2 * unit)
-            options = {"autodiff_mode": "fwd" if mode == "fwd" else "bwd"}
+            height = lambda steps: scaled(steps, None)
+            options = {"autodiff_mode": "fwd" if forward else "bwd"}
             solver, solve = optx.BFGS(**tolerances), optx.minimise
         solution = solve(scaled, solver, start, options=options, max_steps=_MOST_STEPS, throw=False)
         last = output(solution.value)
+        # Coordinates of entries on a bound go on for ever, and nothing changes by that.
+        slope = (jax.jacfwd if forward else jax.grad)(height)(solution.value)
+        flat = jnp.max(jnp.abs(slope)) < precision**0.2
         return Found(
             jnp.sum(jnp.square(last)) if squares else last,
             base + axes @ solution.value,
             entries.read(values(solution.value)),
-            solution.result == optx.RESULTS.successful,
+            (solution.result == optx.RESULTS.successful) | flat,
         )
 
     return program

@@ -179,7 +179,7 @@ class Uncertainty:
         >>> fitted, _ = opt.run({"height": Parameter("height", 3.0), "rate": Parameter("rate", 1.0)})
         >>> low, high = opt.uncertainty(fitted).confidence_intervals(level=0.68)["rate"]
         >>> print(f"{low:.2f} to {high:.2f}")
-        0.42 to 0.53
+        0.41 to 0.53
         """
         likelihood, level = self._whole(), _checked(level)
         names = likelihood.entries.select(self.names if parameters is None else parameters)
