@@ -49,17 +49,10 @@ def by_name(
     return optax.GradientTransformationExtraArgs(knowing(optimizer.init), knowing(optimizer.update))
 
 
-class Groups(optax.GradientTransformationExtraArgs):
-    """An optimizer that goes by the names of parameters."""
-
-    def named(self, names: PyTree) -> optax.GradientTransformationExtraArgs:
-        return by_name(self, names)
-
-
 def groups(
     patterns: Mapping[str, optax.GradientTransformation | None],
     default: optax.GradientTransformation | None = None,
-) -> Groups:
+) -> optax.GradientTransformationExtraArgs:
     """An optimizer for each group of parameters; None freezes a group.
 
     **Arguments:**
@@ -109,7 +102,7 @@ def groups(
             extra["value_fn"] = lambda group, **kwargs: value_fn(merge(group, params), **kwargs)
         return split(updates).update(updates, state, params, **extra)
 
-    return Groups(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _optimizer(pattern: str, x: Any) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
-from .groups import Groups, merge, restrict
+from .groups import merge, restrict
 from .line_search import forget
 
 
@@ -77,7 +77,7 @@ def lookahead(
         fast_state = forget(fast_state, synced)
         return updates, LookaheadState(slow, fast_state, jnp.where(synced, 0, count))
 
-    return (Groups if isinstance(base_optimizer, Groups) else Optimizer)(init, update)
+    return Optimizer(init, update)
 
 
 def evaluation_params(state: PyTree, params: PyTree) -> PyTree:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Int, PyTree
 from .callback import StepInfo
 from .composition import has_rate, learning_rate, set_learning_rate
 from .differentiation import value_and_gradient
-from .groups import Groups
+from .groups import by_name
 from .line_search import forget, from_real, line_searches, to_real
 from .lookahead import evaluation_params
 
@@ -75,9 +75,7 @@ class OptaxStepper(Stepper):
         self, objective: Objective, optimizer: optax.GradientTransformation, mode: str, names: PyTree
     ):
         self._objective = objective
-        if isinstance(optimizer, Groups):
-            optimizer = optimizer.named(names)
-        self._optimizer = optax.with_extra_args_support(optimizer)
+        self._optimizer = by_name(optimizer, names)
         self._value_and_gradient = value_and_gradient(objective, mode)
 
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:

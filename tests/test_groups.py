@@ -123,6 +123,22 @@ def test_groups_within_lookahead_go_by_name_through_run():
     np.testing.assert_allclose([fitted["a"], fitted["b"]], [slow, 3.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tx: optax.chain(optax.clip(10.0), tx),
+        lambda tx: optax.MultiSteps(tx, 1),
+        lambda tx: optax.apply_if_finite(tx, 3),
+    ],
+    ids=["chain", "MultiSteps", "apply_if_finite"],
+)
+def test_groups_within_optax_go_by_name_through_run(wrap):
+    state = {"a": Parameter("alpha", 3.0), "b": Parameter("beta", 3.0)}
+    optimizer = wrap(groups({"alpha": sgd(0.1), "beta": None}))
+    fitted, _ = run(optimizer, 2, state, loss=lambda s: (s["a"] - 1) ** 2 + s["b"])
+    np.testing.assert_allclose([fitted["a"], fitted["b"]], [1 + 2 * 0.8**2, 3.0], rtol=1e-6)
+
+
 def test_a_state_that_is_one_parameter_has_a_name_alone():
     state = Parameter("k", 3.0)
     fitted, _ = run(groups({"k": sgd(0.5)}), 1, state, loss=lambda k: (k - 1) ** 2)
