@@ -319,7 +319,7 @@ class Run:
                 "the state of this optimizer holds no learning rate; use one of fitopt.optimizers, "
                 "or optax.inject_hyperparams"
             )
-        return jax.tree.map(np.asarray, rate)
+        return jax.tree.map(lambda x: np.array(x) if x.ndim else x.item(), rate)
 
     def set_learning_rate(self, rate: PyTree) -> None:
         rate = jax.tree.map(lambda x: number("learning_rate", x), rate)

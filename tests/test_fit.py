@@ -47,7 +47,7 @@ def test_a_learning_rate_that_is_set_counts_from_the_next_step(parabola, optimiz
 
     def halve(fit, step):
         seen.append(float(fit.learning_rate))
-        fit.learning_rate = fit.learning_rate / 2
+        fit.learning_rate /= 2
 
     _, history = fit(parabola, Visit(halve, every=2), optimizer)
     np.testing.assert_allclose(seen, [0.1, 0.05, 0.025], rtol=1e-6)
