@@ -132,7 +132,7 @@ def _draw(figure: "Figure", history: History, names: str | Sequence[str] | None)
             panel.draw(axes)
         if len(shown) < len(panels):
             note = f"{len(shown)} of {len(panels)} parameters"
-            right.suptitle(note, fontsize="x-small", color=GREY)
+            right.suptitle(note, fontsize="small", color=GREY)
     plot_history(history, ax=left.subplots())
 
 

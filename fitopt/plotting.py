@@ -155,13 +155,13 @@ class Panel(NamedTuple):
         axes.set_ylabel(textwrap.fill(self.name, 22), fontsize="small")
         axes.tick_params(labelsize="small")
         for axis in (axes.xaxis, axes.yaxis):
-            axis.get_offset_text().set_fontsize("x-small")
+            axis.get_offset_text().set_fontsize("small")
         tidy(axes, ticks=4)
         if len(self.curves) > 1:
             corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
-            axes.legend(ncols=2, fontsize="x-small", handlelength=1.3, frameon=False, **corner)
+            axes.legend(ncols=2, fontsize="small", handlelength=1.3, frameon=False, **corner)
         elif self.curves[0].summary:
-            axes.set_title(self.curves[0].summary, loc="right", fontsize="x-small", color=GREY)
+            axes.set_title(self.curves[0].summary, loc="right", fontsize="small", color=GREY)
         axes.get_ylim()  # settles the view of the curves alone
         to_view = axes.transData + axes.transAxes.inverted()
         is_near = lambda bound: abs(to_view.transform((0, bound))[1] - 0.5) < 2
@@ -235,7 +235,7 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
 
     across = axes.get_yaxis_transform()
     style: dict[str, Any] = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (4, 3)), "zorder": 1}
-    text: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": "x-small"}
+    text: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "fontsize": "small"}
     outermost = bounds[-1:] if upper else bounds[:1]
     # Plain characters: mathematical text takes matplotlib milliseconds to parse, at each redraw.
     sign, arrow = ("≤", "↑") if upper else ("≥", "↓")
