@@ -17,12 +17,14 @@ from fitopt.callback import Fit, HostCallback
 class Checkpoint(HostCallback):
     """Keep checkpoints in a directory, from which `run(..., resume_from=directory)` goes on.
 
-    A fit that is resumed takes the same steps, to the last bit, as if it had not been interrupted. A
-    checkpoint holds coordinates, the optimizer's state, that of callbacks, and the history so far;
-    orbax writes it while the fit goes on. A last one is written when the fit ends: at its last step, at
-    Ctrl-C, when a callback raises, and at SIGTERM, by which batch queues announce the end and which ends
-    the fit as Ctrl-C does (a second one ends the process). A disk that is full or gone does not end the
-    fit: there is one warning, and the next checkpoints are tried again.
+    A fit that is resumed with the same callbacks takes the same steps, to the last bit, as if it had not
+    been interrupted (with others XLA may round in another order). A checkpoint holds coordinates, the
+    optimizer's state, that of callbacks, and the history so far; orbax writes it while the fit goes on.
+
+    A last one is written when the fit ends: at its last step, at Ctrl-C, when a callback raises, and at
+    SIGTERM, by which batch queues announce the end and which ends the fit as Ctrl-C does (a second one
+    ends the process). A disk that is full or gone does not end the fit: there is one warning, and the
+    next checkpoints are tried again.
 
     **Arguments:**
 
