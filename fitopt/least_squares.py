@@ -49,8 +49,9 @@ class LeastSquares(Fitter):
     - `f_scale`: from which size on a (weighted) residual counts as large.
 
     `history["loss"]` is the sum of squares of the residuals, weighted where there is a `sigma`; with a
-    robust loss the sum of f_scale² ρ((residual / f_scale)²): always twice scipy's cost. A step tries one
-    point; its loss is that of the best point so far.
+    robust loss the sum of f_scale² ρ((residual / f_scale)²): always twice scipy's cost. A complex
+    residual counts as two, its real and its imaginary part. The first step evaluates the start; each
+    later one tries one point, and its loss is that of the last point that was accepted.
 
     **Raises:** `TypeError` and `ValueError` for arguments of the wrong kind.
 
@@ -88,15 +89,14 @@ class LeastSquares(Fitter):
         _check_sigma(sigma)
         if not isinstance(loss, str) or loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
-        if not (np.ndim(f_scale) == 0 and f_scale > 0 and math.isfinite(f_scale)):
-            raise ValueError(f"f_scale must be a positive number, got {f_scale!r}")
+        f_scale = _check_f_scale(f_scale)
         self._absolute_sigma = absolute_sigma
         self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
-        self._robust = LOSSES[loss], float(f_scale)
+        self._robust = LOSSES[loss], f_scale
         from . import solver_stepper  # optimistix takes as long to import as jax
 
         solver = solver_stepper.check_solver(solver)
-        evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], float(f_scale))
+        evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], f_scale)
         make_stepper = functools.partial(solver_stepper.make, solver)
         super().__init__(
             callback, evaluate, make_stepper, functools.partial(solver_stepper.endings, solver), True
@@ -116,14 +116,20 @@ class LeastSquares(Fitter):
 
         - `state`: any pytree with at least one free Parameter, as for `fitopt.OptaxOptimizer`.
         - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
-        - `mode`: `"fwd"` or `"rev"`: how the Jacobian is computed; by default in forward mode, unless
-            there are more Parameters than residuals.
+        - `mode`: `"fwd"` or `"rev"`: how the Jacobian is computed. By default in forward mode, unless
+            there are more Parameters than residuals; where one of the two does not work in the other.
+            Residuals with a `lax.while_loop` need forward mode, and a solver that does without
+            transposes, as `LevenbergMarquardt` and `GaussNewton` do; those with a `jax.custom_vjp` need
+            reverse mode.
         - `resume_from`: a directory of checkpoints, or a history, as for `fitopt.OptaxOptimizer`.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 
         **Raises:** `TypeError` and `ValueError` for arguments and residuals that cannot be fitted;
         `ValueError` if the residuals are not finite at the start.
+
+        Inside `jit`, `vmap` or `grad` it becomes one `lax.scan` of `max_steps` steps, so give a number
+        near that of the steps that are needed. It can be differentiated in forward and in reverse mode.
         """
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
@@ -157,6 +163,14 @@ class LeastSquares(Fitter):
             final_state,
             mode,
         )
+
+
+def _check_f_scale(f_scale: Any) -> float:
+    if isinstance(f_scale, Tracer) or np.ndim(f_scale) or np.asarray(f_scale).dtype.kind not in "fiu":
+        raise TypeError(f"f_scale must be a number, got {f_scale!r}")
+    if not (f_scale > 0 and math.isfinite(f_scale)):
+        raise ValueError(f"f_scale must be positive and finite, got {f_scale!r}")
+    return float(f_scale)
 
 
 def _check_sigma(sigma: PyTree) -> None:
@@ -219,7 +233,11 @@ def _weighted(residuals: PyTree, sigma: PyTree) -> PyTree:
         )
 
     def divide(r: Array, s: Any) -> Array:
-        if np.broadcast_shapes(np.shape(s), r.shape) != r.shape:
+        try:
+            fits = np.broadcast_shapes(np.shape(s), r.shape) == r.shape
+        except ValueError:
+            fits = False
+        if not fits:
             raise ValueError(f"sigma of shape {np.shape(s)} does not fit residuals of shape {r.shape}")
         return r / jnp.asarray(s, r.real.dtype)
 

@@ -101,8 +101,17 @@ def decay(p, exp):
     return p["a"] * exp(-p["k"] * X) + p["c"] - Y
 
 
-@pytest.mark.parametrize(("f_scale", "sigma"), [(0.05, None), (0.5, SIGMA)], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", list(LOSSES))
+@pytest.mark.parametrize(
+    ("name", "f_scale", "sigma"),
+    [
+        ("linear", 0.5, SIGMA),
+        ("soft_l1", 0.5, SIGMA),
+        ("huber", 0.05, None),
+        ("huber", 0.5, SIGMA),
+        ("cauchy", 0.05, SIGMA),
+        ("arctan", 0.05, None),
+    ],
+)
 def test_robust_fits_are_scipys_to_six_digits_and_the_loss_twice_its_cost(name, f_scale, sigma):
     theirs = scipy.optimize.least_squares(
         lambda p: decay(dict(zip(START, p, strict=True)), np.exp) / (1.0 if sigma is None else sigma),
