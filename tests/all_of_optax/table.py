@@ -49,17 +49,18 @@ OPTIONS = {
     "contrib.sophia contrib.hutchinson_estimator_diag_hessian": (
         "need `obj_fn`: give an `update` that hands on `value_fn`, which `run` offers, by this name"
     ),
-    "contrib.dpsgd contrib.differentially_private_aggregate experimental.aggregating.process"
-    " experimental.aggregating.Aggregator experimental.aggregating.average_per_element_updates"
+    "contrib.dpsgd contrib.differentially_private_aggregate": (
+        "want the gradient of each example: give an `update` that computes them,"
+        " `jax.vmap(jax.grad(example_loss), (None, 0))(params, examples)`"
+    ),
+    "experimental.aggregating.process experimental.aggregating.Aggregator"
+    " experimental.aggregating.accumulate_avg_updates"
+    " experimental.aggregating.average_per_element_updates"
     " experimental.aggregating.average_incrementally_updates"
     " experimental.aggregating.add_mean_variance_to_opt"
     " experimental.aggregating.get_per_element_mean_and_sum_sq_diff_grads"
     " experimental.aggregating.track_per_element_mean_and_variance_with_ema": (
-        "want the gradient of each example: give an `update` that computes them,"
-        " `jax.vmap(jax.grad(example_loss), (None, 0))(params, examples)`"
-    ),
-    "experimental.aggregating.accumulate_avg_updates": (
-        "goes into a `process`, which refuses `value` as `sam` does; `optax.MultiSteps` runs as it is"
+        "wants the gradient of each example, likewise; its `process` refuses `value`, as `sam` does"
     ),
     "monitor measure_with_ema": (
         "begin with less in their state than they end with, which no compiled loop can carry: give an"
@@ -185,7 +186,8 @@ def markdown():
         "|---|---|",
     ]
     for names, how in OPTIONS.items():
-        shown = ", ".join(f"`{name}`" for name in names.split())
-        lines.append(f"| {shown} | {how} |")
+        # of the experimental modules, the module will do
+        short = [name.rpartition(".")[0] if "experimental" in name else name for name in names.split()]
+        lines.append(f"| {', '.join(f'`{name}`' for name in dict.fromkeys(short))} | {how} |")
     lines += ["", f"The other {rest} names are no optimizers: {', '.join(HELPERS)}."]
     return "\n".join(lines)
