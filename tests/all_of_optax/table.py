@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import textwrap
 import typing
 import warnings
 
@@ -171,23 +172,21 @@ def since(name):
 
 def markdown():
     """The table as the README shows it."""
-    counts = [
-        f"{len(TRANSFORMATIONS)} optimizers, transformations and wrappers",
-        f"{len(SCHEDULES)} schedules",
-        f"{len(PROJECTIONS)} projections",
-        f"{len(LOSSES)} losses and {len(INSIDE)} functions for use in one",
-    ]
     rest = sum(len(names.split()) for names in HELPERS.values())
-    lines = [
-        f"Of what optax {LOWEST} to {NEWEST} exports, {', '.join(counts)} run as they are,",
-        "each tested, the optimizers to the last bit against a `lax.scan` by hand. Some need a word:",
-        "",
-        "| in optax | through `run` |",
-        "|---|---|",
-    ]
+    above = (
+        f"Of what optax {LOWEST} to {NEWEST} exports, {len(TRANSFORMATIONS)} optimizers, transformations and"
+        f" wrappers, {len(SCHEDULES)} schedules, {len(LOSSES)} losses and {len(INSIDE)} functions for use in"
+        " one run as they are; each is tested, the optimizers to the last bit against a `lax.scan` by hand."
+        " Some others need a word (and `tests/all_of_optax/options.py` has it in full):"
+    )
+    below = f"The remaining {rest} names are no optimizers: {', '.join(HELPERS)}."
+    projections = (
+        "| the projections | `optax.chain(optimizer, optax.stateless(f))` keeps the parameters in the set,"
+        " where `f(updates, params)` is what leads from `params` to the projection of `params + updates` |"
+    )
+    rows = ["| in optax | through `run` |", "|---|---|", projections]
     for names, how in OPTIONS.items():
         # of the experimental modules, the module will do
         short = [name.rpartition(".")[0] if "experimental" in name else name for name in names.split()]
-        lines.append(f"| {', '.join(f'`{name}`' for name in dict.fromkeys(short))} | {how} |")
-    lines += ["", f"The other {rest} names are no optimizers: {', '.join(HELPERS)}."]
-    return "\n".join(lines)
+        rows.append(f"| {', '.join(f'`{name}`' for name in dict.fromkeys(short))} | {how} |")
+    return "\n".join([textwrap.fill(above, 110), "", *rows, "", textwrap.fill(below, 110)])
