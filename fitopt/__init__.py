@@ -11,6 +11,10 @@ from .callback import Fit as Fit
 from .callback import HostCallback as HostCallback
 from .callback import StepInfo as StepInfo
 from .engine import OptaxOptimizer as OptaxOptimizer
+from .fit_plots import plot_contour as plot_contour
+from .fit_plots import plot_correlation as plot_correlation
+from .fit_plots import plot_fit as plot_fit
+from .fit_plots import plot_profile as plot_profile
 from .history import History as History
 from .least_squares import LeastSquares as LeastSquares
 from .parameter import Parameter as Parameter
