@@ -172,17 +172,19 @@ def since(name):
 
 def markdown():
     """The table as the README shows it."""
+    runs = len(TRANSFORMATIONS)
     rest = sum(len(names.split()) for names in HELPERS.values())
     above = (
-        f"Of what optax {LOWEST} to {NEWEST} exports, {len(TRANSFORMATIONS)} optimizers, transformations and"
-        f" wrappers, {len(SCHEDULES)} schedules, {len(LOSSES)} losses and {len(INSIDE)} functions for use in"
-        " one run as they are; each is tested, the optimizers to the last bit against a `lax.scan` by hand."
-        " Some others need a word (and `tests/all_of_optax/options.py` has it in full):"
+        f"Of what optax {LOWEST} to {NEWEST} exports, {runs} optimizers, transformations and wrappers,"
+        f" {len(SCHEDULES)} schedules, {len(LOSSES)} losses and {len(INSIDE)} functions for use in one run"
+        " as they are; each is tested, the optimizers to the last bit against a `lax.scan` by hand. Some"
+        " others need a word (and `tests/all_of_optax/options.py` has it in full):"
     )
     below = f"The remaining {rest} names are no optimizers: {', '.join(HELPERS)}."
     projections = (
-        "| the projections | `optax.chain(optimizer, optax.stateless(f))` keeps the parameters in the set,"
-        " where `f(updates, params)` is what leads from `params` to the projection of `params + updates` |"
+        "| the projections | `optax.chain(optimizer, optax.stateless(f))` keeps the parameters in the"
+        " set, where `f(updates, params)` is what leads from `params` to the projection of"
+        " `params + updates` |"
     )
     rows = ["| in optax | through `run` |", "|---|---|", projections]
     for names, how in OPTIONS.items():
