@@ -13,7 +13,7 @@ import pytest
 
 from fitopt import OptaxOptimizer, Parameter, callbacks, values
 
-from .conftest import close
+from .conftest import close, counted_compilations
 
 TOLERANCES = {"rtol": 1e-5, "atol": 1e-5}
 ADAM = optx.OptaxMinimiser(optax.adam(0.1), **TOLERANCES)
@@ -149,3 +149,174 @@ def test_best_so_far_never_gets_worse_where_the_minimiser_does():
     alone, best = fit("OptaxMinimiser")[1]["loss"], fit("BestSoFarMinimiser")[1]["loss"]
     assert np.any(np.diff(alone) > 0)
     np.testing.assert_allclose(best, np.minimum.accumulate(alone), rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["BFGS", "NelderMead", "OptaxMinimiser"])
+def test_no_steps_return_the_state_as_it_is_and_one_step_evaluates_it(name):
+    optimizer = OptaxOptimizer(valley, MINIMISERS[name][0])
+    expected = float(valley(values(STATE)))
+    fitted, history = optimizer.run(STATE, max_steps=0)
+    assert fitted is STATE and history["final_loss"] == pytest.approx(expected, rel=1e-6)
+    fitted, history = optimizer.run(STATE, max_steps=1)
+    assert history["loss"] == pytest.approx([expected], rel=1e-6)
+    assert float(fitted["y"]) == 2.0 and history["stop_reason"] == "reached max_steps=1"
+
+
+@pytest.mark.parametrize("name", ["DFP", "OptaxMinimiser"])
+def test_callbacks_see_loss_gradients_and_aux_of_one_and_the_same_point(name):
+    seen = []
+
+    def look(step, free, fixed, history, aux, loss, grads):
+        seen.append((values(free), float(aux), float(loss), grads))
+        return step == 9
+
+    optimizer = OptaxOptimizer(
+        lambda state: (valley(state), state["y"] ** 2), MINIMISERS[name][0], look, has_aux=True
+    )
+    _, history = optimizer.run(STATE, 100)
+    assert len(seen) == history["n_steps"] == 10 and "asked to stop" in history["stop_reason"]
+    for params, aux, loss, grads in seen:
+        state = {**params, "target": STATE["target"]}
+        assert loss == pytest.approx(float(valley(state)), rel=1e-6)
+        assert aux == pytest.approx(float(params["y"] ** 2), rel=1e-6)
+        expected = jax.grad(lambda p: valley({**p, "target": STATE["target"]}))(params)
+        close(grads, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_fit_goes_on_from_a_state_that_a_callback_has_edited():
+    def edit(step, free, fixed, history, aux, loss, grads):
+        if step == 3:
+            return False, {**free, "y": free["y"].replace(value=jnp.array(3.0))}, fixed
+
+    solver = MINIMISERS["BFGS"][0]
+    fitted, history = OptaxOptimizer(valley, solver, [edit, callbacks.RecordParameters()]).run(
+        STATE, 200
+    )
+    assert float(history["parameters"]["y"][4]) == 3.0
+    assert history["loss"][4] > history["loss"][3]
+    close({name: fitted[name].value for name in "xy"}, {"x": STATE["target"], "y": 1.0}, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "NelderMead", "BFGS"])
+def test_single_precision_is_kept_while_double_precision_is_on(name):
+    with jax.enable_x64(True):
+        fitted, history = OptaxOptimizer(valley, MINIMISERS[name][0]).run(STATE, 500)
+    assert fitted["x"].dtype == fitted["y"].dtype == np.float32
+    assert history["final_loss"] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_complex_parameters_find_their_target():
+    target = np.array([0.5 - 0.25j, -1.0 + 2.0j], np.complex64)
+    state = {"z": Parameter("z", np.array([1 + 2j, 3 - 1j], np.complex64))}
+    optimizer = OptaxOptimizer(lambda s: jnp.sum(jnp.abs(s["z"] - target) ** 2), MINIMISERS["BFGS"][0])
+    fitted, _ = optimizer.run(state, 100)
+    np.testing.assert_allclose(fitted["z"].value, target, atol=1e-4)
+
+
+def test_a_second_run_compiles_nothing_and_the_loss_is_traced_twice():
+    calls = []
+
+    def counted(state):
+        calls.append(1)
+        return valley(state)
+
+    optimizer = OptaxOptimizer(counted, MINIMISERS["LBFGS"][0])
+    optimizer.run(STATE, 20)
+    other = {**STATE, "target": STATE["target"] + 0.1}
+    with counted_compilations() as compiled:
+        optimizer.run(other, 30)
+    assert compiled == [] and len(calls) == 2
+
+
+def test_many_problems_are_minimised_at_once():
+    solver = optx.BFGS(rtol=1e-3, atol=1e-3)
+
+    def find(target):
+        fitted, history = OptaxOptimizer(valley, solver).run({**STATE, "target": target}, 40)
+        return fitted["x"].value, history["n_steps"]
+
+    targets = jnp.array([[0.25, 1.0], [0.0, 0.5], [-1.0, 1.0]])
+    found, steps = jax.jit(jax.vmap(find))(targets)
+    np.testing.assert_allclose(found, targets, atol=2e-2)
+    assert np.all(steps < 40) and int(steps[0]) == find(targets[0])[1]
+
+
+# Losses that are not smooth, or not defined everywhere.
+
+
+def staircase(state):
+    """Without a derivative: what a callback to NumPy computes, and a loop besides."""
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    value = jax.pure_callback(
+        lambda x: np.float32(np.round(x, 3)), shape, state["x"], vmap_method="sequential"
+    )
+    _, twice = jax.lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] + value), (0, 0.0))
+    return (twice / 2 - 2.0) ** 2
+
+
+def test_nelder_mead_asks_for_no_derivatives():
+    seen = []
+    look = lambda step, free, fixed, history, aux, loss, grads: seen.append(grads["x"])
+    fitted, _ = OptaxOptimizer(staircase, MINIMISERS["NelderMead"][0], look).run(
+        {"x": Parameter("x", 1.0)}, 100
+    )
+    assert float(fitted["x"]) == pytest.approx(2.0, abs=1e-2)
+    assert np.all(np.isnan(seen))  # there are none
+
+
+def with_a_loop(state):
+    """(x - 4)², by a loop whose end reverse mode cannot know."""
+    halve = lambda carry: (carry[0] + 1, carry[1] / 2)
+    _, quarter = jax.lax.while_loop(lambda carry: carry[0] < 2, halve, (0, state["x"]))
+    return 16 * (quarter - 1.0) ** 2
+
+
+def test_forward_mode_fits_through_a_while_loop():
+    optimizer = OptaxOptimizer(with_a_loop, MINIMISERS["BFGS"][0], callbacks.RecordGradients())
+    fitted, history = optimizer.run({"x": Parameter("x", 0.0)}, 60, mode="fwd")
+    assert float(fitted["x"]) == pytest.approx(4.0, rel=1e-4)
+    assert history["gradients"]["x"][0] == pytest.approx(-8.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "message"),
+    [
+        ("BFGS", "rev", r'loss contains a lax.while_loop.*call run\(..., mode="fwd"\)'),
+        ("OptaxMinimiser", "fwd", "while_loop.*OptaxMinimiser needs that mode; take another solver"),
+    ],
+)
+def test_a_mode_that_does_not_work_is_an_error_that_says_what_to_do(name, mode, message):
+    with pytest.raises(ValueError, match=message):
+        OptaxOptimizer(with_a_loop, MINIMISERS[name][0]).run({"x": Parameter("x", 0.0)}, 5, mode)
+
+
+def of_a_root(state):
+    """Least at x = 0.25; NaN where a step goes too far."""
+    return (jnp.sqrt(state["x"]) - 0.5) ** 2 + 0.01 * state["x"] ** 2
+
+
+@pytest.mark.parametrize("name", ["BFGS", "NonlinearCG", "NelderMead"])
+def test_a_trial_point_with_nan_is_rejected_and_the_fit_goes_on(name):
+    solver = MINIMISERS[name][0]
+    start = {"x": Parameter("x", 60.0)}
+    fitted, history = OptaxOptimizer(of_a_root, solver).run(start, 500)
+    assert float(fitted["x"]) == pytest.approx(0.25, rel=0.05)
+    assert np.all(np.isfinite(history["loss"])) and "converged" in history["stop_reason"]
+
+
+@pytest.mark.parametrize("name", ["BFGS", "NelderMead", "OptaxMinimiser"])
+def test_a_loss_that_is_not_finite_at_the_start_is_an_error_that_names_the_parameters(name):
+    with pytest.raises(ValueError, match="loss is nan at the start of the fit, with x=-1.0"):
+        OptaxOptimizer(of_a_root, MINIMISERS[name][0]).run({"x": Parameter("x", -1.0)}, 5)
+
+
+def test_derivatives_that_are_not_finite_end_the_fit_and_are_named():
+    optimizer = OptaxOptimizer(of_a_root, MINIMISERS["LBFGS"][0])
+    fitted, history = optimizer.run({"x": Parameter("x", 0.0)}, 20)
+    assert "LBFGS could not go on" in history["stop_reason"] and "derivatives" in history["stop_reason"]
+    assert float(fitted["x"]) == 0.0 and history["final_loss"] == 0.25
+
+
+def test_a_solver_that_needs_an_interval_is_refused():
+    with pytest.raises(ValueError, match="GoldenSearch needs an interval"):
+        OptaxOptimizer(of_a_root, REFUSED["GoldenSearch"]).run({"x": Parameter("x", 1.0)}, 5)
