@@ -110,9 +110,10 @@ def correlation(covariance: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"
 
 
 def _inverse_of_triangle(upper: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    from scipy.linalg.lapack import dtrtri  # comes with jax; slow to import
+    from scipy.linalg import get_lapack_funcs  # comes with jax; slow to import
 
-    inverse, _ = dtrtri(upper)
+    (invert,) = get_lapack_funcs(("trtri",), (upper,))
+    inverse, _ = invert(upper)
     return inverse
 
 

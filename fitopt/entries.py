@@ -77,8 +77,7 @@ class Entries:
                 for b in blocks
             ]
         )
-        self.lower = np.concatenate([_constant(b, b.spec.lower, -np.inf) for b in blocks])
-        self.upper = np.concatenate([_constant(b, b.spec.upper, np.inf) for b in blocks])
+        self.lower, self.upper = np.concatenate([_range(b) for b in blocks], axis=1)
         scales = np.concatenate([_constant(b, b.spec.scale, 1.0) for b in blocks])
         # What a change of the value is large against, as far as the Parameter says.
         self.span = np.where(np.isfinite(self.upper - self.lower), self.upper - self.lower, scales)
@@ -209,6 +208,18 @@ def _labels(name: str, block: _Block) -> list[str]:
     if jnp.issubdtype(block.dtype, jnp.complexfloating):
         indices = [f"{index}.real" for index in indices] + [f"{index}.imag" for index in indices]
     return [name + indices[i] for i in block.fitted]
+
+
+def _range(block: _Block) -> Float[np.ndarray, "2 entries"]:
+    """Between which ends entries lie, by their bounds or by what the transform can give."""
+    spec = block.spec
+    ends = np.stack([_constant(block, spec.lower, -np.inf), _constant(block, spec.upper, np.inf)])
+    if spec.transform is None or not block.linear:
+        return ends
+    edges = jnp.stack([jnp.full(block.shape, x, block.dtype) for x in (-np.inf, np.inf)])
+    edges = np.asarray(jax.vmap(spec.bijection.forward)(edges), float)
+    edges = np.sort(edges.reshape(2, -1)[:, block.fitted], axis=0)
+    return np.where(np.isnan(edges) | np.isfinite(ends), ends, edges)
 
 
 def _constant(block: _Block, constant: Constant | None, missing: float) -> Float[np.ndarray, " entries"]:

@@ -5,14 +5,12 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from . import covariance
 from .covariance import Inverse
-from .entries import Entries, precision_of
+from .entries import Entries
 from .partition import Flat
 
 if TYPE_CHECKING:
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 _CLOSE = 1e-3  # of an error: whatever is that close to a bound is on it
 _NEAR = 0.05  # of an error: on it as well, if the loss still falls towards the bound and beyond
-_NUDGE = 1e-2  # of an error: how far from their bounds entries on them are when fits start again
+_MARGIN = 0.3  # of an error: how far from their bounds entries are when fits start again
 
 
 class Information(NamedTuple):
@@ -154,23 +152,10 @@ class Likelihood:
         return next(float(x) for x in candidates if np.isfinite(x) and x > 0)
 
     @functools.cached_property
-    def start(self) -> list[jax.Array]:
-        """The values that fits start from: those of the state, but not quite on bounds."""
-        entries, free = self.entries, list(self.flat.free)
-        if not self.held.any():
-            return free
-        inside = _NUDGE * np.where(np.isfinite(self.alone), self.alone, entries.span)
-        inside = np.minimum(inside, (entries.upper - entries.lower) / 4)
-        bound = entries.nearest(self.values)
-        nudged = np.where(bound == entries.lower, bound + inside, bound - inside)
-        with precision_of(free):
-            return entries.write(free, jnp.asarray(np.where(self.held, nudged, self.values)))
-
-    @functools.cached_property
-    def slopes(self) -> Float[np.ndarray, " moves"]:
-        """By how much a coordinate moves its entry there."""
-        with precision_of(self.start):
-            return np.asarray(self.entries.units(self.start), float)
+    def margin(self) -> Float[np.ndarray, " entries"]:
+        """How far from their bounds entries are when fits start again."""
+        inside = _MARGIN * np.where(np.isfinite(self.alone), self.alone, self.entries.span)
+        return np.minimum(inside, (self.entries.upper - self.entries.lower) / 4)
 
     @functools.cached_property
     def best(self) -> "Found":

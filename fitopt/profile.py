@@ -121,7 +121,7 @@ def _interval(likelihood: Likelihood, row: int, level: float, walk: Walk) -> Int
         low=ends[0],
         high=ends[1],
         at_bound=(at_bound[0], at_bound[1]),
-        messages=walk.messages(f"the profile of {entries.names[row]}"),
+        messages=walk.messages(f"the profile of {entries.names[row]}", stacklevel=5),
     )
 
 
@@ -179,7 +179,7 @@ def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points:
         border.append(point)
         at_bound.append(stopped)
     names = entries.names[rows[0]], entries.names[rows[1]]
-    messages = walk.messages(f"the contour of {names[0]} and {names[1]}")
+    messages = walk.messages(f"the contour of {names[0]} and {names[1]}", stacklevel=4)
     if np.isnan(border).any():
         messages += ("the region has no end in some directions; points there are NaN",)
     return Contour(

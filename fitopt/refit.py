@@ -23,7 +23,6 @@ class Found(NamedTuple):
     """Where a fit has ended."""
 
     loss: Any
-    moves: Any  # of the coordinates, from where the state is
     values: Any  # of the entries
     converged: Any
 
@@ -35,7 +34,7 @@ def refit_program(
     layout: Layout,
     mode: str | None,
 ) -> Callable[..., Found]:
-    """Compile a fit from `base`, with steps in units of the columns of `axes`.
+    """Compile a fit that starts at the entries `base`, with steps in units of the columns of `axes`.
 
     `held` says which entries stay at `targets`; it is traced, so one program does for all of them.
     `unit` is the rise of the loss that counts as one, and `best` about its least value.
@@ -46,25 +45,27 @@ def refit_program(
     def program(
         free: Sequence[Array],
         fixed: Sequence[Any],
-        base: Float[Array, " moves"],
+        base: Float[Array, " entries"],
         axes: Float[Array, "moves moves"],
         held: Bool[Array, " entries"],
         targets: Float[Array, " entries"],
         unit: Float[Array, ""],
         best: Float[Array, ""],
     ) -> Found:
+        free = entries.write(free, base)
         pairs = zip(layout.specs, free, strict=True)
         coordinates = [spec.to_coordinate(value) for spec, value in pairs]
+        directions = axes / entries.units(free)[:, None]
 
         def values(steps: Array) -> list[Array]:
-            values = entries.from_coordinates(free, coordinates, base + axes @ steps)
+            values = entries.from_coordinates(free, coordinates, directions @ steps)
             return entries.write(values, jnp.where(held, targets, entries.read(values)))
 
         def output(steps: Array) -> Array:
             output = evaluate(layout.plain(values(steps), fixed))[0]
             return ravel_pytree(output)[0] if squares else output
 
-        start = jnp.zeros_like(base)
+        start = jnp.zeros(axes.shape[1], axes.dtype)
         precision = float(jnp.finfo(base.dtype).eps)
         tolerances = {"rtol": precision**0.5, "atol": precision**0.4}
         forward = mode == "fwd"
@@ -89,7 +90,6 @@ def refit_program(
         flat = jnp.max(jnp.abs(slope)) < precision**0.2
         return Found(
             jnp.sum(jnp.square(last)) if squares else last,
-            base + axes @ solution.value,
             entries.read(values(solution.value)),
             (solution.result == optx.RESULTS.successful) | flat,
         )
@@ -105,49 +105,58 @@ class Walk:
         entries = likelihood.entries
         self._held = np.zeros(len(entries.names), bool)
         self._held[self._rows] = True
-        inside, others = entries.moves_of(~likelihood.held), entries.moves_of(~self._held)
-        per_unit = 1 / likelihood.slopes[:, None]
-        inverse = likelihood.information.inverse(inside & others, likelihood.tolerance)
-        axes = likelihood.spread * np.concatenate([inverse.factor, inverse.open], axis=1) * per_unit
-        axes = np.concatenate([axes, np.eye(entries.n_moves)[:, ~inside & others]], axis=1)
+        off_bound, others = entries.moves_of(~likelihood.held), entries.moves_of(~self._held)
+        inverse = likelihood.information.inverse(off_bound & others, likelihood.tolerance)
+        axes = likelihood.spread * np.concatenate([inverse.factor, inverse.open], axis=1)
+        sizes = np.zeros(entries.n_moves)
+        sizes[entries.move_of[entries.move_of >= 0]] = likelihood.margin[entries.move_of >= 0]
+        axes = np.concatenate([axes, np.diag(sizes)[:, ~off_bound & others]], axis=1)
         self._axes = np.pad(axes, ((0, 0), (0, entries.n_moves - axes.shape[1])))
-        # How the others follow those held, to first order.
-        inverse = likelihood.information.inverse(inside, likelihood.tolerance)
-        determined = ~covariance.is_open(inverse, likelihood.tolerance)[:, None]
-        own = np.where(determined, inverse.factor, 0.0)[entries.move_of[self._rows]]
-        self._follow = inverse.factor @ np.linalg.pinv(own) * per_unit
-        self._known: list[tuple[np.ndarray, np.ndarray]] = []
-        if rows:
-            self._known.append((likelihood.best.values[self._rows], likelihood.best.moves))
+        self._follow = self._following(off_bound) if rows else np.zeros((len(entries.names), 0))
+        best = likelihood.best if rows else None
+        start = likelihood.values if best is None else best.values
+        self._known = [(start[self._rows], start)]
         self._fits, self._failures = 0, 0
         self._lowest: tuple[float, tuple[float, ...]] = (0.0, ())
 
+    def _following(self, off_bound: Bool[np.ndarray, " moves"]) -> Float[np.ndarray, "entries rows"]:
+        """How the others follow those held, to first order."""
+        likelihood, move = self._likelihood, self._likelihood.entries.move_of
+        inverse = likelihood.information.inverse(off_bound, likelihood.tolerance)
+        determined = ~covariance.is_open(inverse, likelihood.tolerance)[:, None]
+        own = np.where(determined, inverse.factor, 0.0)[move[self._rows]]
+        return np.where(move[:, None] >= 0, (inverse.factor @ np.linalg.pinv(own))[move], 0.0)
+
     def __call__(self, held_at: Float[np.ndarray, " rows"]) -> Found:
         """The least loss with the entries held there."""
-        likelihood = self._likelihood
-        base = np.zeros(likelihood.entries.n_moves)
-        if self._known:
-            sizes = [likelihood.size(row) for row in self._rows]
-            apart = [np.linalg.norm((held_at - where) / sizes) for where, _ in self._known]
-            where, moves = self._known[int(np.argmin(apart))]
-            base = moves + self._follow @ (held_at - where)
+        likelihood, entries = self._likelihood, self._likelihood.entries
+        sizes = [likelihood.size(row) for row in self._rows]
+        apart = [np.linalg.norm((held_at - where) / sizes) for where, _ in self._known]
+        where, values = self._known[int(np.argmin(apart))]
+        base = values + self._follow @ (held_at - where)
+        # Close to a bound coordinates hardly move values: no fit would ever leave it.
+        inner = entries.lower + likelihood.margin, entries.upper - likelihood.margin
+        base = np.where(entries.move_of >= 0, np.clip(base, *inner), values)
         targets = np.zeros(self._held.size)
         targets[self._rows] = held_at
-        given = base, self._axes, self._held, targets, likelihood.unit, likelihood.loss
-        dtype, flat = likelihood.entries.dtype, likelihood.flat
-        given = [x if x is self._held else np.asarray(x, dtype) for x in given]
+        flat, dtype = likelihood.flat, entries.dtype
+        numbers = [np.asarray(x, dtype) for x in (targets, likelihood.unit, likelihood.loss)]
         with precision_of(flat.free):
-            found = jax.device_get(likelihood.program()(likelihood.start, flat.fixed, *given))
-        found = Found(
-            float(found.loss),
-            found.moves.astype(float),
-            found.values.astype(float),
-            bool(found.converged),
-        )
+            found = jax.device_get(
+                likelihood.program()(
+                    flat.free,
+                    flat.fixed,
+                    base.astype(dtype),
+                    self._axes.astype(dtype),
+                    self._held,
+                    *numbers,
+                )
+            )
+        found = Found(float(found.loss), found.values.astype(float), bool(found.converged))
         self._fits += 1
         self._failures += not found.converged
         if np.isfinite(found.loss):
-            self._known.append((held_at, found.moves))
+            self._known.append((held_at, found.values))
         return found
 
     def height(self, held_at: Float[np.ndarray, " rows"]) -> float:
@@ -158,7 +167,7 @@ class Walk:
         self._lowest = min(self._lowest, (float(rise), tuple(held_at.tolist())))
         return float(max(rise, 0.0)) ** 0.5
 
-    def messages(self, what: str) -> tuple[str, ...]:
+    def messages(self, what: str, stacklevel: int) -> tuple[str, ...]:
         """What went wrong on the way; another minimum is warned of as well."""
         said = []
         if self._failures:
@@ -171,5 +180,5 @@ class Walk:
                 f"{what}: there is a better minimum, the loss with {where} is "
                 f"{-rise * self._likelihood.unit:.3g} less; fit again from there"
             )
-            warnings.warn(said[-1], RuntimeWarning, stacklevel=5)
+            warnings.warn(said[-1], RuntimeWarning, stacklevel=stacklevel)
         return tuple(said)

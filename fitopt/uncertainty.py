@@ -183,7 +183,11 @@ class Uncertainty:
         """
         likelihood, level = self._whole(), _checked(level)
         names = likelihood.entries.select(self.names if parameters is None else parameters)
-        return {name: profiles.interval(likelihood, self._row(name), level) for name in names}
+        rows = [self._row(name) for name in names]
+        intervals = {}
+        for name, row in zip(names, rows, strict=True):
+            intervals[name] = profiles.interval(likelihood, row, level)
+        return intervals
 
     def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> profiles.Contour:
         """The border of the region in which two entries lie together.
