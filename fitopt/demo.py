@@ -92,22 +92,33 @@ def negative_log_likelihood(parameters: Mapping[str, Any], pelts: Pelts) -> Floa
     return jnp.sum((residuals / sigma) ** 2) / 2 + len(pelts.years) * jnp.sum(jnp.log(sigma))
 
 
+def make_optimizer() -> fitopt.OptaxOptimizer:
+    """The loss, how to go downhill on it, and when to stop."""
+    return fitopt.OptaxOptimizer(
+        functools.partial(negative_log_likelihood, pelts=load_pelts()),
+        optax.adam(0.05),
+        callback=[
+            EarlyStopping(patience=200, min_delta=1e-9),
+            KeepBest(),
+            ProgressBar(desc="fit"),
+        ],
+    )
+
+
 def fit() -> tuple[dict[str, fitopt.Parameter], fitopt.History]:
     """Find the maximum likelihood in float64; returns the fitted parameters and the history."""
     with jax.enable_x64(True):
         state = {
             name: fitopt.Parameter(name, value, lower=0, scale=value) for name, value in START.items()
         }
-        optimizer = fitopt.OptaxOptimizer(
-            functools.partial(negative_log_likelihood, pelts=load_pelts()),
-            optax.adam(0.05),
-            callback=[
-                EarlyStopping(patience=200, min_delta=1e-9),
-                KeepBest(),
-                ProgressBar(desc="fit"),
-            ],
-        )
-        return optimizer.run(state, max_steps=5000)
+        return make_optimizer().run(state, max_steps=5000)
+
+
+def report(fitted: Mapping[str, fitopt.Parameter], history: fitopt.History) -> fitopt.Report:
+    """The fitted values with standard errors, from the Hessian of the loss, and how the fit went."""
+    uncertainty = make_optimizer().uncertainty(fitted)
+    n_data = load_pelts().counts.size
+    return fitopt.report(fitted, history, uncertainty, n_data=n_data, digits=3)
 
 
 def plot(
@@ -145,22 +156,6 @@ def plot(
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=160)
-
-
-def report(fitted: Mapping[str, fitopt.Parameter], history: fitopt.History) -> str:
-    """The fitted values and how the fit went, as a table."""
-    rows = [f"{name:<10}  {START[name]:>#10.4g}  {float(fitted[name]):>#10.4g}" for name in START]
-    return "\n".join(
-        [
-            f"{'name':<10}  {'start':>10}  {'fitted':>10}",
-            *rows,
-            "",
-            f"negative log likelihood  {history['final_loss']:.4f}",
-            f"steps                    {history['n_steps']}",
-            f"seconds                  {history['elapsed']:.2f}",
-            f"stopped                  {history['stop_reason']}",
-        ]
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo.error(f"cannot save {picture}: {error.strerror}")
         else:
             saved = str(picture)
-        print(f"picture                  {saved}")
+        print(f"{'picture':<20}{saved}")
     return 0
 
 

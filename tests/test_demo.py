@@ -20,6 +20,16 @@ MAXIMUM_LIKELIHOOD = {
     "sigma_hare": 0.2184,
     "sigma_lynx": 0.2201,
 }
+STANDARD_ERRORS = {
+    "alpha": 0.0549,
+    "beta": 0.00357,
+    "gamma": 0.0779,
+    "delta": 0.00305,
+    "hare0": 2.60,
+    "lynx0": 0.449,
+    "sigma_hare": 0.0338,
+    "sigma_lynx": 0.0341,
+}
 EACH = pytest.mark.parametrize(("name", "value"), MAXIMUM_LIKELIHOOD.items())
 
 
@@ -32,11 +42,16 @@ def fit():
     return fitted, history
 
 
+@pytest.fixture(scope="module")
+def report(fit):
+    return demo.report(*fit)
+
+
 @pytest.fixture
-def fitted_before(monkeypatch, fit):
+def fitted_before(monkeypatch, fit, report):
     """The command line without the time of a fit."""
     monkeypatch.setattr(demo, "fit", lambda: fit)
-    return fit
+    monkeypatch.setattr(demo, "report", lambda *_: report)
 
 
 @EACH
@@ -56,6 +71,16 @@ def test_the_loss_of_the_fit_is_the_least_negative_log_likelihood(fit):
     assert history["final_loss"] == pytest.approx(-42.7406, abs=1e-4)
     assert history["loss"].dtype == np.float64
     assert "EarlyStopping" in history["stop_reason"]
+
+
+def test_the_standard_errors_are_the_certified_ones_to_3_digits(report):
+    errors = {entry.name: f"{entry.error:.3g}" for entry in report.parameters}
+    assert errors == {name: f"{error:.3g}" for name, error in STANDARD_ERRORS.items()}
+
+
+def test_the_information_criteria_count_8_variables_and_42_data_points(report):
+    assert report.aic == pytest.approx(2 * -42.7406 + 2 * 8, abs=1e-3)
+    assert report.bic == pytest.approx(2 * -42.7406 + 8 * np.log(42), abs=1e-3)
 
 
 def test_the_loss_at_the_given_maximum_is_the_given_one():
@@ -92,17 +117,18 @@ def test_the_data_are_21_years_of_two_species():
     assert counts[[0, -1]].tolist() == [[30.0, 4.0], [24.7, 8.6]]
 
 
-def test_the_command_fits_prints_a_table_and_saves_the_picture(tmp_path, capsys):
+def test_the_command_fits_prints_the_report_and_saves_the_picture(tmp_path, capsys):
     assert demo.main(["demo", "--output", str(tmp_path / "new" / "folder")]) == 0
     picture = tmp_path / "new" / "folder" / "lynx_hare.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr()
     header, *rows = printed.out.splitlines()[: len(MAXIMUM_LIKELIHOOD) + 1]
-    assert header.split() == ["name", "start", "fitted"]
+    assert header.split() == ["name", "value", "±", "error", "relative", "start", "bounds"]
     for row, (name, value) in zip(rows, MAXIMUM_LIKELIHOOD.items(), strict=True):
-        assert row.split() == [name, f"{demo.START[name]:#.4g}", f"{value:#.4g}"]
-        assert len(row) == len(header)
-    for line in ("negative log likelihood  -42.7406", "EarlyStopping", str(picture)):
+        error, start = f"{STANDARD_ERRORS[name]:#.3g}", f"{demo.START[name]:g}"
+        assert row.split()[:4] == [name, f"{value:#.4g}", "±", error]
+        assert row.split()[-3:] == [start, "[0,", "inf)"]
+    for line in ("loss                -42.7406", "EarlyStopping", str(picture)):
         assert line in printed.out
     assert "100%" in printed.err
 
