@@ -176,9 +176,9 @@ def markdown():
     rest = sum(len(names.split()) for names in HELPERS.values())
     above = (
         f"Of what optax {LOWEST} to {NEWEST} exports, {runs} optimizers, transformations and wrappers,"
-        f" {len(SCHEDULES)} schedules, {len(LOSSES)} losses and {len(INSIDE)} functions for use in one run"
-        " as they are; each is tested, the optimizers to the last bit against a `lax.scan` by hand. Some"
-        " others need a word (and `tests/all_of_optax/options.py` has it in full):"
+        f" {len(SCHEDULES)} schedules, {len(LOSSES)} losses and {len(INSIDE)} functions for use in one"
+        " run as they are; each is tested, the optimizers to the last bit against a `lax.scan` by hand."
+        " Some others need a word (and `tests/all_of_optax/options.py` has it in full):"
     )
     below = f"The remaining {rest} names are no optimizers: {', '.join(HELPERS)}."
     projections = (
