@@ -24,6 +24,7 @@ class Root(NamedTuple):
     units: Float[Array, " moves"]
     gradient: Float[Array, " moves"]  # of half the sum of squares
     loss: Float[Array, ""]  # the sum of squares, or of what a robust loss makes of them
+    values: Float[Array, " entries"]
     count: int  # of the residuals
 
 
@@ -34,6 +35,7 @@ class Hessian(NamedTuple):
     units: Float[Array, " moves"]
     gradient: Float[Array, " moves"]
     loss: Float[Array, ""]
+    values: Float[Array, " entries"]
 
 
 def along_basis(product: Callable[[Array], Array], n: int, dtype: np.dtype) -> Float[Array, "n *output"]:
@@ -93,7 +95,8 @@ def root_program(
         largest = jnp.max(jnp.abs(jacobian), axis=0)  # QR needs columns that are neither huge nor tiny
         largest = jnp.where(largest > 0, largest, 1)
         triangle = jnp.linalg.qr(jacobian / largest, mode="r")
-        return Root(triangle, units / largest, gradient / largest, 2 * jnp.sum(half(found)), m)
+        loss = 2 * jnp.sum(half(found))
+        return Root(triangle, units / largest, gradient / largest, loss, entries.read(free), m)
 
     return program
 
@@ -110,7 +113,7 @@ def hessian_program(
     def program(free: Sequence[Array], fixed: Sequence[Any]) -> Hessian:
         units, value, gradient, product = linearized(loss, entries, layout, mode, free, fixed)
         matrix = along_basis(product, gradient.size, gradient.dtype)
-        return Hessian(matrix, units, gradient, value)
+        return Hessian(matrix, units, gradient, value, entries.read(free))
 
     return program
 

@@ -169,7 +169,7 @@ def _likelihood(
     entries, information = tools.entries, inform(flat.free)
     _check_finite(entries, information)
     spread = lambda unit: float(unit if information.is_root else 2 * unit) ** 0.5
-    values = np.asarray(entries.read(flat.free), float)
+    values = information.values.astype(float)
     unit = unit_of(information, entries.n_moves)
     held = on_bound(entries, values, *information.alone(entries, spread(unit) ** 2))
     if held.any():

@@ -29,6 +29,7 @@ class Information(NamedTuple):
     units: Float[np.ndarray, " moves"]
     gradient: Float[np.ndarray, " moves"]  # of the loss whose curvature it is
     loss: float
+    values: Float[np.ndarray, " entries"]
     count: int | None  # of the residuals
 
     @property

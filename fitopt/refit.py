@@ -139,6 +139,7 @@ class Walk:
         base = np.where(entries.move_of >= 0, np.clip(base, *inner), values)
         targets = np.zeros(self._held.size)
         targets[self._rows] = held_at
+        targets = np.clip(targets, entries.lower, entries.upper)  # rounding may have led beyond
         flat, dtype = likelihood.flat, entries.dtype
         numbers = [np.asarray(x, dtype) for x in (targets, likelihood.unit, likelihood.loss)]
         with precision_of(flat.free):
@@ -170,15 +171,21 @@ class Walk:
     def messages(self, what: str, stacklevel: int) -> tuple[str, ...]:
         """What went wrong on the way; another minimum is warned of as well."""
         said = []
+        likelihood = self._likelihood
+        if likelihood.best.loss < likelihood.loss - _BETTER * likelihood.unit:
+            said.append(
+                f"{what}: it is around a minimum whose loss is "
+                f"{likelihood.loss - likelihood.best.loss:.3g} less than that of the state; fit on first"
+            )
         if self._failures:
             said.append(f"{what}: {self._failures} of {self._fits} refits did not converge")
         rise, held_at = self._lowest
         if rise < -_BETTER:
-            names = [self._likelihood.entries.names[row] for row in self._rows]
+            names = [likelihood.entries.names[row] for row in self._rows]
             where = notes.listed([f"{n} = {x:.6g}" for n, x in zip(names, held_at, strict=True)])
             said.append(
                 f"{what}: there is a better minimum, the loss with {where} is "
-                f"{-rise * self._likelihood.unit:.3g} less; fit again from there"
+                f"{-rise * likelihood.unit:.3g} less; fit again from there"
             )
             warnings.warn(said[-1], RuntimeWarning, stacklevel=stacklevel)
         return tuple(said)

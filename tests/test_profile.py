@@ -184,6 +184,17 @@ def test_another_better_minimum_is_warned_of():
     assert warned[0].filename == __file__
 
 
+def test_a_profile_of_an_unfinished_fit_is_around_the_minimum_and_says_so(line):
+    uncertainty, solution, covariance = line
+    design = np.stack([X, np.ones(20)], axis=1)
+    opt = LeastSquares(lambda state: design @ state["w"] - Y)
+    early = opt.uncertainty({"w": Parameter("w", solution + 0.1)})
+    interval = early.confidence_intervals()["w[0]"]
+    assert interval.value == solution[0] + 0.1
+    assert np.mean([*interval]) == pytest.approx(solution[0], rel=1e-4)
+    assert "fit on first" in interval.messages[0]
+
+
 # --- curves ---
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import nist
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, demo
+from fitopt import LeastSquares, OptaxOptimizer, Parameter, covariance, demo
 from fitopt.transforms import Exp, Ordered, PositiveDefinite, Simplex
 
 from .conftest import counted_compilations
@@ -97,23 +97,23 @@ def test_nist_certifies_the_standard_errors(name):
 @pytest.mark.parametrize("absolute_sigma", [False, True])
 def test_sigma_means_what_it_means_in_scipy(curve_fit, absolute_sigma):
     sigma = 0.05 + 0.02 * X
-    values, covariance = curve_fit(sigma=sigma, absolute_sigma=absolute_sigma)
+    values, expected = curve_fit(sigma=sigma, absolute_sigma=absolute_sigma)
     opt = LeastSquares(residuals, sigma=sigma, absolute_sigma=absolute_sigma)
     uncertainty = opt.uncertainty(opt.run(decay())[0])
     order = [0, 2, 1]  # scipy has A, k, C
-    np.testing.assert_allclose(uncertainty.covariance, covariance[np.ix_(order, order)], rtol=1e-4)
+    np.testing.assert_allclose(uncertainty.covariance, expected[np.ix_(order, order)], rtol=1e-4)
     assert uncertainty.absolute_sigma is absolute_sigma
 
 
 @pytest.mark.parametrize("loss", ["soft_l1", "huber", "cauchy", "arctan"])
 def test_robust_losses_have_the_errors_of_scipy(curve_fit, loss):
     options = {"loss": loss, "f_scale": 0.04}
-    values, covariance = curve_fit(method="trf", ftol=1e-12, gtol=1e-12, **options)
+    values, expected = curve_fit(method="trf", ftol=1e-12, gtol=1e-12, **options)
     uncertainty = LeastSquares(residuals, **options).uncertainty(
         decay(A={"value": values[0]}, k={"value": values[1]}, C={"value": values[2]})
     )
     order = [0, 2, 1]
-    np.testing.assert_allclose(uncertainty.covariance, covariance[np.ix_(order, order)], rtol=1e-4)
+    np.testing.assert_allclose(uncertainty.covariance, expected[np.ix_(order, order)], rtol=1e-4)
 
 
 def test_more_parameters_than_scatter_can_tell_have_infinite_errors_and_a_reason(fitted):
@@ -148,7 +148,8 @@ def sample():
 
 
 def test_a_normal_distribution_has_the_errors_of_the_textbook(sample):
-    uncertainty = OptaxOptimizer(gaussian, optax.sgd(0.1)).uncertainty(sample)
+    opt = OptaxOptimizer(lambda state: (gaussian(state), state["mean"]), optax.sgd(0.1), has_aux=True)
+    uncertainty = opt.uncertainty(sample)
     sigma = float(sample["sigma"])
     expected = np.diag([sigma**2 / 40, sigma**2 / 80])
     np.testing.assert_allclose(uncertainty.covariance, expected, atol=1e-12)
@@ -354,6 +355,26 @@ def test_a_fit_that_has_ended_too_early_is_told(fitted):
     assert "not come to the minimum" in message and "k" in message
 
 
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 3), st.booleans())
+def test_what_the_null_space_moves_is_open_and_the_rest_has_its_error(seed, lost, as_hessian):
+    rng = np.random.default_rng(seed)
+    design = rng.normal(size=(30, 8)) * np.logspace(-8, 8, 8)
+    # Columns 1 to `lost` + 1 count together only; the others are as they were.
+    design[:, 1 : lost + 2] = rng.normal(size=(30, 1)) * np.logspace(-3, 3, lost + 1)
+    rest = [i for i in range(8) if not 1 <= i <= lost + 1]
+    reduced = np.linalg.qr(design[:, [1, *rest]] / np.linalg.norm(design[:, [1, *rest]], axis=0))[1]
+    inverse = np.linalg.inv(reduced.T @ reduced)
+    expected = np.sqrt(np.diag(inverse))[1:] / np.linalg.norm(design[:, rest], axis=0)
+    if as_hessian:
+        found = covariance.invert(design.T @ design, 1e-12)
+    else:
+        found = covariance.invert_root(design, 1e-12)
+    errors = covariance.errors(found, 1.0, 1e-12)
+    assert np.isinf(errors[1 : lost + 2]).all() and found.open.shape == (8, lost)
+    np.testing.assert_allclose(errors[rest], expected, rtol=1e-6)
+
+
 # --- prediction ---
 
 
@@ -397,10 +418,10 @@ def many():
 
 
 def test_some_errors_come_without_a_hessian(many):
-    opt, state, covariance = many
+    opt, state, expected = many
     some = opt.uncertainty(state, parameters=["w[3]", "w[50]", "at", "idle"])
     assert some.names == ("w[3]", "w[50]", "at", "idle")
-    np.testing.assert_allclose(some.covariance[:2, :2], covariance[np.ix_([3, 50], [3, 50])], rtol=1e-6)
+    np.testing.assert_allclose(some.covariance[:2, :2], expected[np.ix_([3, 50], [3, 50])], rtol=1e-6)
     assert np.isnan(some.standard_errors["w"][4]) and some.standard_errors["idle"] == np.inf
     assert some.undetermined == ("idle",) and some.at_bound == ("at",)
     with pytest.raises(ValueError, match="all parameters"):
@@ -410,9 +431,9 @@ def test_some_errors_come_without_a_hessian(many):
 
 
 def test_the_dense_hessian_gives_the_same(many):
-    opt, state, covariance = many
+    opt, state, expected = many
     dense = opt.uncertainty(state)
-    np.testing.assert_allclose(dense.standard_errors["w"], np.sqrt(np.diag(covariance)), rtol=1e-9)
+    np.testing.assert_allclose(dense.standard_errors["w"], np.sqrt(np.diag(expected)), rtol=1e-9)
     assert dense.undetermined == ("idle",) and dense.at_bound == ("at",)
 
 
