@@ -94,7 +94,7 @@ def plot_fit(
     model = functools.partial(_model, fn, shape)
     with precision_of(flatten(final_state).free):
         curves, at_data = (np.asarray(model(at, values(final_state)), float) for at in (grid, x))
-    reach = np.full(curves.shape, np.nan)
+    reach = np.zeros(curves.shape)
     if uncertainty is not None:
         _, errors = uncertainty.propagate(functools.partial(model, grid), final_state)
         reach = _quantile(uncertainty, level) * np.where(np.isfinite(errors), errors, np.nan)
@@ -107,7 +107,7 @@ def plot_fit(
         if len(chosen) > 1:
             bars = None if sigma is None else np.ones_like(x)
             _draw_points(chosen[1], x, residuals[:, i], bars, dots, None)
-    if np.isfinite(reach).any():
+    if np.any(reach > 0):
         chosen[0].fill_between(
             [],
             [],
@@ -135,10 +135,12 @@ def _checked(
         )
     shape, order = y.shape[1:], np.argsort(x, kind="stable")
     if sigma is not None:
-        sigma = np.asarray(sigma, float)
-        if np.broadcast_shapes(sigma.shape, y.shape) != y.shape:
-            raise ValueError(f"sigma of shape {sigma.shape} does not fit y of shape {y.shape}")
-        sigma = np.broadcast_to(sigma, y.shape).reshape(len(y), -1)[order]
+        try:
+            sigma = np.broadcast_to(np.asarray(sigma, float), y.shape).reshape(len(y), -1)[order]
+        except ValueError:
+            raise ValueError(
+                f"sigma of shape {np.shape(sigma)} does not fit y of shape {y.shape}"
+            ) from None
     return x[order], y.reshape(len(y), -1)[order], sigma, shape
 
 
@@ -192,7 +194,7 @@ def _draw_curve(
     color: str,
     label: str | None,
 ) -> None:
-    if np.isfinite(reach).any():
+    if np.any(reach > 0):
         axes.fill_between(x, curve - reach, curve + reach, color=color, **_BAND)
     axes.plot(x, curve, color=color, label=label)
 
