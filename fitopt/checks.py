@@ -32,7 +32,7 @@ def is_minimiser(optimizer: Any) -> bool:
 
 def check_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, optax.MultiSteps):
-        return optimizer.gradient_transformation()
+        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
     if callable(optimizer) and not hasattr(optimizer, "init"):
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise TypeError(

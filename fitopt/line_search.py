@@ -24,6 +24,22 @@ def line_searches(state: PyTree) -> list[Any]:
     return [x for x in jax.tree.leaves(state, is_leaf=_is_search) if _is_search(x)]
 
 
+def last_search(state: PyTree) -> Any:
+    """The state of the line search that ends an optimizer, or None: what it tried last is the update.
+
+    With anything behind it, such as a scaling or a projection, the update leads elsewhere.
+
+    >>> last_search(optax.chain(optax.lbfgs(), optax.scale(0.5)).init(jnp.zeros(2)))
+    """
+    if _is_search(state):
+        return state
+    if type(state) is tuple and state:
+        return last_search(state[-1])
+    if isinstance(state, optax.ApplyIfFiniteState) or hasattr(state, "hyperparams"):
+        return last_search(state.inner_state)
+    return None
+
+
 def forget(state: PyTree, moved: ArrayLike = True) -> PyTree:
     """An optimizer's state whose line searches know no value, where `moved`.
 

@@ -1,6 +1,7 @@
 """The seam for methods: what the loop needs to know of an optimizer."""
 
 import abc
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from .callback import StepInfo
 from .composition import has_rate, learning_rate, set_learning_rate
 from .differentiation import value_and_gradient
 from .groups import by_name
-from .line_search import forget, from_real, line_searches, to_real
+from .line_search import forget, from_real, last_search, line_searches, to_real
 from .lookahead import evaluation_params
 
 Objective = Callable[[PyTree], tuple[Any, Any]]  # coordinates -> (loss or residuals, aux)
@@ -77,6 +78,9 @@ class OptaxStepper(Stepper):
         self._objective = objective
         self._optimizer = by_name(optimizer, names)
         self._value_and_gradient = value_and_gradient(objective, mode)
+        parameters = inspect.signature(optax.with_extra_args_support(optimizer).update).parameters
+        takes_all = any(x.kind is x.VAR_KEYWORD for x in parameters.values())
+        self._taken = lambda extra: {k: x for k, x in extra.items() if takes_all or k in parameters}
 
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
         return self._objective(coordinates)
@@ -90,16 +94,18 @@ class OptaxStepper(Stepper):
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         coordinates, state = carry
         searches = line_searches(state)
-        (loss, aux), grads = self._evaluate(coordinates, searches)
+        (loss, aux), grads = self._evaluate(coordinates, last_search(state))
+        params, uphill = coordinates, grads
         if searches:
             params, uphill = to_real(coordinates), to_real(grads)
             value_fn = lambda params: self._objective(from_real(params, coordinates))[0]
+            extra = {}  # line searches refuse what they do not know
         else:
-            params, uphill = coordinates, grads
             value_fn = lambda params: self._objective(params)[0]
-        updates, state = self._optimizer.update(
-            uphill, state, params, value=loss, grad=uphill, value_fn=value_fn
-        )
+            grad_fn = lambda params, *_: self._value_and_gradient(params)[1]
+            extra = {"obj_fn": value_fn, "grad_fn": grad_fn}
+        extra = self._taken(extra | {"value": loss, "grad": uphill, "value_fn": value_fn})
+        updates, state = self._optimizer.update(uphill, state, params, **extra)
         new = optax.apply_updates(params, updates)
         new = from_real(new, coordinates) if searches else new
         return (new, state), StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
@@ -124,10 +130,8 @@ class OptaxStepper(Stepper):
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
         return coordinates, forget(carry[1])
 
-    def _evaluate(self, coordinates: PyTree, searches: list) -> tuple[tuple[Array, Any], PyTree]:
-        structure = jax.tree.structure(coordinates)  # a search in a parameter group knows a part alone
-        stored = [search for search in searches if jax.tree.structure(search.grad) == structure]
-        if not stored:
+    def _evaluate(self, coordinates: PyTree, search: Any) -> tuple[tuple[Array, Any], PyTree]:
+        if search is None or jax.tree.structure(search.grad) != jax.tree.structure(coordinates):
             return self._value_and_gradient(coordinates)
         dtype = jax.eval_shape(self._objective, coordinates)[0].dtype
 
@@ -136,7 +140,7 @@ class OptaxStepper(Stepper):
             return loss, grads
 
         def reuse() -> tuple[Array, PyTree]:
-            return stored[0].value.astype(dtype), from_real(stored[0].grad, coordinates)
+            return search.value.astype(dtype), from_real(search.grad, coordinates)
 
-        loss, grads = jax.lax.cond(jnp.isfinite(stored[0].value), reuse, compute)
+        loss, grads = jax.lax.cond(jnp.isfinite(search.value), reuse, compute)
         return (loss, self._objective(coordinates)[1]), grads

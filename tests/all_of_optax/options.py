@@ -8,26 +8,8 @@ import optax
 
 
 def plain(optimizer):
-    """For those that choke on the `value`, `grad` and `value_fn` that fitopt offers."""
+    """For those that choke on the extra arguments that fitopt offers, `value` and the like."""
     return optax.GradientTransformation(optimizer.init, optimizer.update)
-
-
-def with_grad_fn(optimizer):
-    """For SAM in its opaque mode, which takes gradients at points of its own."""
-
-    def update(grads, state, params, *, value_fn, **_):
-        return optimizer.update(grads, state, params, grad_fn=lambda x, _: jax.grad(value_fn)(x))
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-
-def with_obj_fn(optimizer):
-    """For Sophia and its estimate of the Hessian, which differentiates the loss twice."""
-
-    def update(grads, state, params, *, value_fn, **_):
-        return optimizer.update(grads, state, params, obj_fn=value_fn)
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
 def per_example(optimizer, example_loss, *examples):

@@ -11,7 +11,7 @@ import optax
 from .losses import INSIDE, LOSSES
 from .projections import PROJECTIONS
 from .schedules import SCHEDULES
-from .transformations import TRANSFORMATIONS
+from .transformations import SECOND_LOOK, TRANSFORMATIONS
 
 LOWEST, NEWEST = "0.2.6", "0.2.8"  # the releases of optax that the table was checked against
 
@@ -42,14 +42,6 @@ OPTIONS = {
         "moves pairs of parameters: take `fitopt.optimizers.lookahead`, the same method on single ones;"
         " `run` returns the slow weights"
     ),
-    "contrib.sam": (
-        "refuses the `value` that `run` offers:"
-        " give `optax.GradientTransformation(sam.init, sam.update)`;"
-        " with `opaque_mode=True`, an `update` that hands on `grad_fn`, the gradient of `value_fn`"
-    ),
-    "contrib.sophia contrib.hutchinson_estimator_diag_hessian": (
-        "need `obj_fn`: give an `update` that hands on `value_fn`, which `run` offers, by this name"
-    ),
     "contrib.dpsgd contrib.differentially_private_aggregate": (
         "want the gradient of each example: give an `update` that computes them,"
         " `jax.vmap(jax.grad(example_loss), (None, 0))(params, examples)`"
@@ -61,7 +53,8 @@ OPTIONS = {
     " experimental.aggregating.add_mean_variance_to_opt"
     " experimental.aggregating.get_per_element_mean_and_sum_sq_diff_grads"
     " experimental.aggregating.track_per_element_mean_and_variance_with_ema": (
-        "wants the gradient of each example, likewise; its `process` refuses `value`, as `sam` does"
+        "wants the gradient of each example, likewise; its `process` refuses `value`:"
+        " give `optax.GradientTransformation(process.init, process.update)`"
     ),
     "monitor measure_with_ema": (
         "begin with less in their state than they end with, which no compiled loop can carry: give an"
@@ -105,6 +98,7 @@ HELPERS = {
 
 TABLE = [
     *TRANSFORMATIONS,
+    *SECOND_LOOK,
     *SCHEDULES,
     *PROJECTIONS,
     *LOSSES,
@@ -172,7 +166,7 @@ def since(name):
 
 def markdown():
     """The table as the README shows it."""
-    runs = len(TRANSFORMATIONS)
+    runs = len(TRANSFORMATIONS) + len(SECOND_LOOK)
     rest = sum(len(names.split()) for names in HELPERS.values())
     above = (
         f"Of what optax {LOWEST} to {NEWEST} exports, {runs} optimizers, transformations and wrappers,"

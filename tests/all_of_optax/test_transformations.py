@@ -48,6 +48,24 @@ def test_it_runs_as_in_a_loop_by_hand(name):
         assert np.isnan(jax.grad(objective)(params)["v"][0])
 
 
+@pytest.mark.parametrize(
+    "behind",
+    [lambda: optax.scale(0.5), lambda: optax.keep_params_nonnegative(), lambda: optax.apply_every(2)],
+    ids=["scale", "keep_params_nonnegative", "apply_every"],
+)
+def test_behind_a_line_search_the_loss_is_that_of_where_the_fit_is(behind):
+    optimizer = optax.chain(optax.lbfgs(), behind())
+    fitted, history = OptaxOptimizer(loss, optimizer).run(parameters(START), STEPS)
+    assert_same(fitted, history, *hand_written(loss, optimizer, START, STEPS))
+
+
+def test_steps_taken_together_may_end_in_a_line_search():
+    optimizer = optax.MultiSteps(optax.lbfgs(), 2)
+    fitted, history = OptaxOptimizer(loss, optimizer).run(parameters(START), STEPS)
+    by_hand = optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+    assert_same(fitted, history, *hand_written(loss, by_hand, START, STEPS))
+
+
 def test_a_wrapper_for_complex_parameters_gets_them():
     aim = jnp.array([1 + 2j, -0.5j])
     objective = lambda params: jnp.sum(jnp.abs(params["z"] - aim) ** 2)

@@ -150,3 +150,7 @@ TRANSFORMATIONS = {
 }
 
 ROUGH = ("apply_if_finite", "skip_not_finite", "zero_nans")  # made for gradients that are not finite
+
+# They evaluate loss or gradient at points of their own, with the `obj_fn` or `grad_fn` that `run`
+# offers; the loops by hand are in test_options.py.
+SECOND_LOOK = ("contrib.sam", "contrib.sophia", "contrib.hutchinson_estimator_diag_hessian")
