@@ -222,7 +222,7 @@ class Uncertainty:
         if entries.move_of[row] < 0:
             raise ValueError(
                 f"{name} cannot be held alone: its Parameter has a transform that does not act entry by "
-                "entry"
+                "entry; name the others with parameters=[...]"
             )
         return row
 

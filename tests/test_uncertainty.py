@@ -1,7 +1,5 @@
 """Standard errors, against closed forms, certified values, scipy, lmfit and iminuit."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import nist
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, covariance, demo
+from fitopt import LeastSquares, OptaxOptimizer, Parameter, covariance
 from fitopt.transforms import Exp, Ordered, PositiveDefinite, Simplex
 
 from .conftest import counted_compilations
@@ -183,14 +181,14 @@ def test_errordef_1_is_for_a_sum_of_squares_in_units_of_the_variance(fitted):
     np.testing.assert_allclose(errors_of(one, "AkC"), errors_of(exact, "AkC"), rtol=0.1)
 
 
-def test_the_demo_has_its_certified_errors():
-    fitted, _ = demo.fit()
-    loss = functools.partial(demo.negative_log_likelihood, pelts=demo.load_pelts())
-    with jax.enable_x64(False):  # the state remembers its precision
-        uncertainty = OptaxOptimizer(loss, optax.adam(0.1)).uncertainty(fitted)
-    certified = [0.0549, 0.00357, 0.0779, 0.00305, 2.60, 0.449, 0.0338, 0.0341]
-    np.testing.assert_allclose(errors_of(uncertainty, demo.START), certified, rtol=2e-3)
-    assert not uncertainty.messages
+def test_a_state_in_double_precision_needs_no_switch(fitted):
+    opt = LeastSquares(residuals)
+    expected = opt.uncertainty(fitted)
+    with jax.enable_x64(False):
+        uncertainty = opt.uncertainty(fitted)
+        _, error = uncertainty.propagate(lambda state: state["A"])
+    np.testing.assert_array_equal(uncertainty.covariance, expected.covariance)
+    assert error == pytest.approx(expected.standard_errors["A"], rel=1e-12)
 
 
 # --- the user's units ---
