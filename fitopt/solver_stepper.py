@@ -63,20 +63,6 @@ def endings(solver: Any, values: Sequence[Array]) -> tuple[str, ...]:
     )
 
 
-def make(solver: Any, objective: Objective, mode: str | None, names: PyTree) -> Stepper:
-    """What a Problem needs of a solver."""
-    return _stepper(solver, _TracedOnce(objective), mode)
-
-
-def _stepper(solver: Any, function: Objective, mode: str | None) -> "SolverStepper | BestSoFar":
-    if isinstance(solver, optx.GoldenSearch):
-        raise ValueError("GoldenSearch needs an interval to search, which a state does not have")
-    if isinstance(solver, _BEST_SO_FAR):
-        return BestSoFar(_stepper(solver.solver, function, mode))
-    searches = solver is None or isinstance(solver, _SEARCHES)
-    return (SearchStepper if searches else SolverStepper)(function, solver, mode)
-
-
 class _TracedOnce:
     """A function whose Python code runs once, however often it is called with the same shapes."""
 
@@ -84,12 +70,34 @@ class _TracedOnce:
         self._function = function
         self._traced: Any = None
 
-    def __call__(self, coordinates: PyTree) -> tuple[Any, Any]:
+    def _trace(self, coordinates: PyTree) -> Any:
         if self._traced is None:
             jaxpr, shapes = jax.make_jaxpr(self._function, return_shape=True)(coordinates)
-            self._traced = jaxpr_as_fun(jaxpr), jax.tree.structure(shapes)
-        function, structure = self._traced
-        return jax.tree.unflatten(structure, function(*jax.tree.leaves(coordinates)))
+            self._traced = jaxpr_as_fun(jaxpr), shapes
+        return self._traced
+
+    def __call__(self, coordinates: PyTree) -> tuple[Any, Any]:
+        function, shapes = self._trace(coordinates)
+        outputs = function(*jax.tree.leaves(coordinates))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    def shapes(self, coordinates: PyTree) -> tuple[Any, Any]:
+        """The shapes and dtypes of what it returns."""
+        return self._trace(coordinates)[1]
+
+
+def make(solver: Any, objective: Objective, mode: str | None, names: PyTree) -> Stepper:
+    """What a Problem needs of a solver."""
+    return _stepper(solver, _TracedOnce(objective), mode)
+
+
+def _stepper(solver: Any, function: _TracedOnce, mode: str | None) -> "SolverStepper | BestSoFar":
+    if isinstance(solver, optx.GoldenSearch):
+        raise ValueError("GoldenSearch needs an interval to search, which a state does not have")
+    if isinstance(solver, _BEST_SO_FAR):
+        return BestSoFar(_stepper(solver.solver, function, mode))
+    searches = solver is None or isinstance(solver, _SEARCHES)
+    return (SearchStepper if searches else SolverStepper)(function, solver, mode)
 
 
 class _Carry(NamedTuple):
@@ -108,7 +116,7 @@ class SolverStepper(Stepper):
     Solvers know real numbers of the default precision alone: what they see is converted.
     """
 
-    def __init__(self, function: Objective, solver: Any, mode: str | None):
+    def __init__(self, function: _TracedOnce, solver: Any, mode: str | None):
         self._function = function
         self._given = solver
         self._mode = mode
@@ -117,6 +125,11 @@ class SolverStepper(Stepper):
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
         output, aux = self._function(coordinates)
         return self._loss(jax.tree.map(_by_default, output)), aux
+
+    def aux(self, coordinates: PyTree) -> Any:
+        """What the function returns besides."""
+        none = self._function.shapes(coordinates)[1]
+        return self._function(coordinates)[1] if jax.tree.leaves(none) else none
 
     def gradient(self, coordinates: PyTree) -> PyTree:
         """The gradient of the loss; NaN where it has none in this mode, which not all solvers need."""
@@ -185,11 +198,12 @@ class SolverStepper(Stepper):
         """The mode of differentiation, and the solver's state before its first step."""
         y, function = _shown(coordinates), self._shown_function(coordinates)
         solver = _chosen(self._given, coordinates)
-        shapes, aux_shapes = jax.eval_shape(lambda y: function(y, None), y)
+        default = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
+        shapes = jax.tree.map(default, self._function.shapes(coordinates)[0])
 
         def begin(mode: str | None) -> tuple[str | None, Any]:
             options = self._options(mode)
-            return mode, solver.init(function, y, None, options, shapes, aux_shapes, frozenset())
+            return mode, solver.init(function, y, None, options, shapes, None, frozenset())
 
         if self._mode is not None or not self._sums_squares:
             return begin(self._mode)
@@ -251,8 +265,7 @@ class SearchStepper(SolverStepper):
             ok &= _finite(state.y_eval) | _finite(state.descent_state)
         carry = carry._replace(ending=jnp.where(ok, ending, FAILED))
         loss = self._loss(state.f_info.residual) if self._sums_squares else state.f_info.f
-        aux = self._function(coordinates)[1]
-        grads = _hidden(self._known_gradient(state), coordinates)
+        aux, grads = self.aux(coordinates), _hidden(self._known_gradient(state), coordinates)
         return carry, StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
 
     def _known_gradient(self, state: Any) -> PyTree:
@@ -287,6 +300,9 @@ class BestSoFar(Stepper):
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
         return self._inner.evaluate(coordinates)
 
+    def aux(self, coordinates: PyTree) -> Any:
+        return self._inner.aux(coordinates)
+
     def gradient(self, coordinates: PyTree) -> PyTree:
         return self._inner.gradient(coordinates)
 
@@ -300,7 +316,7 @@ class BestSoFar(Stepper):
         select = lambda new, old: jnp.where(better, new, old)
         best = jax.tree.map(select, info.params, carry.coordinates)
         carry = _Best(inner, best, select(info.loss, carry.loss))
-        aux, grads = self.evaluate(best)[1], self.gradient(best)
+        aux, grads = self.aux(best), self.gradient(best)
         return carry, info._replace(loss=carry.loss, aux=aux, params=best, grads=grads)
 
     def coordinates(self, carry: PyTree) -> PyTree:

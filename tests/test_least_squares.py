@@ -275,3 +275,15 @@ def test_a_resumed_fit_is_the_fit_that_was_not_interrupted():
     np.testing.assert_array_equal(rest["loss"], history["loss"])
     assert rest["stop_reason"] == history["stop_reason"]
     assert fitted_values(resumed) == fitted_values(whole)
+
+
+def test_a_step_evaluates_the_residuals_once():
+    evaluations = []
+
+    def counted(state):
+        jax.debug.callback(lambda x: evaluations.append(x), state["A"])
+        return residuals(state)
+
+    _, history = LeastSquares(counted, LM, callbacks.RecordGradients()).run(STATE)
+    jax.effects_barrier()
+    assert len(evaluations) == history["n_steps"]
