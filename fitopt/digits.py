@@ -48,6 +48,21 @@ def measured(value: float, error: float, digits: int = 2) -> tuple[str, str]:
     return f"({rounded.scaleb(-top):f}", f"± {spread.scaleb(-top):f})e{top:+03d}"
 
 
+def span(low: float, high: float, digits: int = 3) -> str:
+    """An interval, with so many digits of its length.
+
+    >>> span(1.232246, 1.404712), span(12345.67, 12345.92), span(-math.inf, 0.25)
+    ('1.232 to 1.405', '12345.670 to 12345.920', '-inf to 0.25')
+    """
+    if not 0 < high - low < math.inf:
+        return f"{number(low)} to {number(high)}"
+    first = max(_places(x, 1)[0] for x in (low, high) if x)
+    _, last = _places(high - low, digits)
+    if first in _PLAIN:
+        return f"{_rounded(low, last):f} to {_rounded(high, last):f}"
+    return f"{number(low, first - last + 1)} to {number(high, first - last + 1)}"
+
+
 def _places(x: float, digits: int) -> tuple[int, int]:
     """The powers of ten of a number's first digit and of its last, rounded to some digits."""
     first = int(f"{x:.{digits - 1}e}".partition("e")[2])

@@ -13,7 +13,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from .digits import number
+from .digits import span
 from .entries import precision_of
 from .partition import flatten, values
 from .plotting import BLUE, COLORS, DARK, GREY, ORANGE, new_axes, tidy
@@ -342,7 +342,7 @@ def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"])
             axes.annotate("bound", (end, 0.5 * profile.threshold), color=GREY, rotation=90, **text)
         elif np.isfinite(end):
             axes.vlines(end, 0, height, color=ORANGE, linewidth=1)
-    interval = f"{number(profile.low, 4)} to {number(profile.high, 4)}"
+    interval = span(profile.low, profile.high)
     axes.set_title(interval, loc="right", fontsize="small", color=ORANGE)
 
 

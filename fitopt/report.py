@@ -16,6 +16,7 @@ from .goodness import goodness
 from .notes import listed
 from .parameter import Parameter
 from .partition import flatten
+from .profile import Interval
 from .report_entries import Block, Entry, blocks, fitted_names, parameters_of
 from .uncertainty import Uncertainty
 
@@ -59,6 +60,7 @@ class Report:
     seconds: float | None
     messages: list[str]
     _blocks: tuple[Block, ...]
+    _level: float | None
     _digits: int
 
     @property
@@ -90,6 +92,7 @@ def report(
     final_state: PyTree,
     history: Mapping[str, Any],
     uncertainty: Uncertainty | None = None,
+    intervals: Mapping[str, Interval] | None = None,
     *,
     start: PyTree = None,
     n_data: int | None = None,
@@ -102,6 +105,7 @@ def report(
     - `final_state`, `history`: what `run` has returned.
     - `uncertainty`: what `uncertainty(final_state)` has returned. Without it there are no errors and no
         correlations, and nothing that depends on what kind of loss it is.
+    - `intervals`: what `uncertainty.confidence_intervals()` has returned, all of one level.
     - `start`: the state in which the fit began, by default the one that the history knows. A history
         from a file, or from a fit inside `jit`, knows none.
     - `n_data`: the number of data points of a scalar loss, for BIC and degrees of freedom.
@@ -140,7 +144,8 @@ def report(
     AIC                 -15.3133
     BIC                 -16.5407
     """
-    _check(history, n_data, digits)
+    intervals = intervals or {}
+    _check(history, intervals, n_data, digits)
     parameters = parameters_of(final_state)
     if not any(parameter.free for parameter in parameters.values()):
         raise ValueError("final_state has no free Parameter, as one that was fitted would have")
@@ -157,7 +162,7 @@ def report(
         entries = Entries(flat)
     names = fitted_names(parameters, flat, entries.names)
     titles = dict(zip(flat.layout.paths, flat.layout.names, strict=True))
-    found = blocks(parameters, starts, titles, names, uncertainty)
+    found = blocks(parameters, starts, titles, names, uncertainty, intervals)
     quality = goodness(history, uncertainty, entries.n_moves, n_data)
     n_steps = None if history.get("n_steps") is None else int(history["n_steps"])
     is_least_squares = uncertainty is not None and uncertainty.n_data is not None
@@ -175,13 +180,14 @@ def report(
         n_steps=n_steps,
         n_evaluations=n_steps if is_least_squares else None,
         seconds=history.get("elapsed"),
-        messages=[] if uncertainty is None else _messages(uncertainty),
+        messages=_messages(uncertainty, intervals),
         _blocks=found,
+        _level=next((one.level for one in intervals.values()), None),
         _digits=digits,
     )
 
 
-def _check(history: Any, n_data: Any, digits: Any) -> None:
+def _check(history: Any, intervals: Any, n_data: Any, digits: Any) -> None:
     if not isinstance(history, Mapping):
         raise TypeError(f"history must be what run has returned, got {history!r}")
     if np.ndim(history.get("n_steps", 0)):
@@ -189,6 +195,10 @@ def _check(history: Any, n_data: Any, digits: Any) -> None:
             "history is that of several fits, from vmap: take one, such as "
             "jax.tree.map(lambda x: x[0], history), and its state"
         )
+    if not isinstance(intervals, Mapping):
+        raise TypeError(f"intervals must be what confidence_intervals has returned, got {intervals!r}")
+    if len({one.level for one in intervals.values()}) > 1:
+        raise ValueError("intervals must be of one level, got several")
     if n_data is not None and not (isinstance(n_data, int | np.integer) and n_data > 0):
         raise ValueError(f"n_data must be a number of data points, got {n_data!r}")
     if not (isinstance(digits, int) and 1 <= digits <= 9):
@@ -216,9 +226,11 @@ def _correlations(
     return [(order[i], order[j], float(matrix[i, j])) for i, j in pairs]
 
 
-def _messages(uncertainty: Uncertainty) -> list[str]:
-    why = [f"{name} is {uncertainty.notes[name]}" for name in uncertainty.undetermined]
-    return [*uncertainty.messages, *why]
+def _messages(uncertainty: Uncertainty | None, intervals: Mapping[str, Interval]) -> list[str]:
+    found = [] if uncertainty is None else [*uncertainty.messages]
+    if uncertainty is not None:
+        found += [f"{name} is {uncertainty.notes[name]}" for name in uncertainty.undetermined]
+    return [*found, *(message for one in intervals.values() for message in one.messages)]
 
 
 def _valid(tree: Any) -> Any:

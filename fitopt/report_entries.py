@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, PyTree, Shaped
 from .notes import listed
 from .parameter import Parameter
 from .partition import Flat, is_parameter
+from .profile import Interval
 from .uncertainty import Uncertainty
 
 FITTED, FIXED, AT_BOUND, UNDETERMINED = "fitted", "fixed", "at a bound", "not determined"
@@ -26,6 +27,7 @@ class Entry(NamedTuple):
     - `start`: where the fit began; None where that is not known, or it is fixed
     - `lower`, `upper`: its bounds, None where it has none
     - `status`: "fitted", "fixed", "at a bound" or "not determined"
+    - `interval`: the ends of its confidence interval, None where there is none
     """
 
     name: str
@@ -35,6 +37,7 @@ class Entry(NamedTuple):
     lower: float | None
     upper: float | None
     status: str
+    interval: tuple[float, float] | None = None
 
     @property
     def relative_error(self) -> float | None:
@@ -60,6 +63,7 @@ class Block:
     upper: Float[np.ndarray, " n"]
     errors: Float[np.ndarray, " n"]  # NaN where there is none
     statuses: Shaped[np.ndarray, " n"]
+    intervals: Mapping[str, Interval]  # of any entries
 
     def __len__(self) -> int:
         return self.values.size
@@ -72,14 +76,17 @@ class Block:
         return self.name + (f"[{index}]" if self.shape else "") + part
 
     def entry(self, i: int) -> Entry:
+        label = self.label(i)
+        interval = self.intervals.get(label)
         return Entry(
-            self.label(i),
+            label,
             float(self.values[i]),
             None if np.isnan(self.errors[i]) else float(self.errors[i]),
             None if self.starts is None or self.statuses[i] == FIXED else float(self.starts[i]),
             float(self.lower[i]) if np.isfinite(self.lower[i]) else None,
             float(self.upper[i]) if np.isfinite(self.upper[i]) else None,
             self.statuses[i],
+            None if interval is None else (interval.low, interval.high),
         )
 
 
@@ -120,10 +127,11 @@ def blocks(
     titles: Mapping[str, str],
     names: Mapping[str, Sequence[str]],
     uncertainty: Uncertainty | None,
+    intervals: Mapping[str, Interval],
 ) -> tuple[Block, ...]:
     """Parameters, by path, as blocks. `titles` are the names of the free ones, `names` of their entries.
 
-    **Raises:** `ValueError` if the uncertainty is that of another state.
+    **Raises:** `ValueError` if uncertainty or intervals are those of another state.
     """
     told = {} if uncertainty is None else _told(uncertainty)
     known = [name for own in names.values() for name in own]
@@ -131,6 +139,10 @@ def blocks(
         raise ValueError(
             f"uncertainty must be that of final_state, in which {listed(known)} were fitted; "
             f"this one is about {listed(list(told))}"
+        )
+    if not intervals.keys() <= set(known):
+        raise ValueError(
+            f"intervals must be those of the fitted {listed(known)}; got {listed(list(intervals))}"
         )
     given = [parameter.name for parameter in parameters.values()]
     found = []
@@ -155,6 +167,7 @@ def blocks(
             upper=_repeated(parameter, np.inf if parameter.upper is None else parameter.upper),
             errors=errors,
             statuses=statuses,
+            intervals=intervals,
         )
         found.append(block)
     return tuple(found)

@@ -4,7 +4,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
-from .digits import measured, number, percent
+from .digits import measured, number, percent, span
 from .report_entries import FITTED, Block, Entry
 
 if TYPE_CHECKING:
@@ -26,11 +26,12 @@ class Column(NamedTuple):
 def parameters(report: "Report") -> list[Column]:
     """The table of parameters; columns that say nothing are left out."""
     rows = [row for block in report._blocks for row in _rows(block, report._digits)]
-    titles = ["name", "value", "± error", "relative", "start", "bounds"]
+    interval = "" if report._level is None else f"{100 * report._level:g} % interval"
+    titles = ["name", "value", "± error", "relative", interval, "start", "bounds"]
     if not any(row[2].startswith("±") for row in rows):
         titles[2] = ""
     columns = [
-        Column([title, *cells], i in (1, 3, 4), follows=i == 2)
+        Column([title, *cells], i in (1, 3, 5), follows=i == 2)
         for i, (title, *cells) in enumerate(zip(titles, *rows, strict=True))
     ]
     return [column for column in columns if any(column.cells[1:])]
@@ -40,7 +41,7 @@ def _rows(block: Block, digits: int) -> list[tuple[str, ...]]:
     few = len(block) if len(block) <= _FEW else _FEW - 1
     rows = [_row(block.entry(i), digits) for i in range(few)]
     more = len(block) - few
-    return [*rows, (f"{block.name}: {more:,} more", "", "", "", "", "")] if more else rows
+    return [*rows, (f"{block.name}: {more:,} more", *[""] * 6)] if more else rows
 
 
 def _row(entry: Entry, digits: int) -> tuple[str, ...]:
@@ -55,7 +56,8 @@ def _row(entry: Entry, digits: int) -> tuple[str, ...]:
         value, error = measured(entry.value, entry.error, digits)
     relative = "" if entry.relative_error is None else percent(entry.relative_error)
     start = "" if entry.start is None else number(entry.start)
-    return entry.name, value, error, relative, start, _bounds(entry.lower, entry.upper)
+    interval = "" if entry.interval is None else span(*entry.interval, digits + 1)
+    return entry.name, value, error, relative, interval, start, _bounds(entry.lower, entry.upper)
 
 
 def _bounds(lower: float | None, upper: float | None) -> str:

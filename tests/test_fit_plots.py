@@ -244,7 +244,7 @@ def test_the_parabola_has_the_curvature_of_the_profile_at_its_minimum():
 def test_an_end_at_a_bound_is_called_so():
     axes = plot_profile(skewed(low=0.0, at_bound=(True, False)))
     assert [text.get_text() for text in axes.texts] == ["95 %", "bound"]
-    assert axes.get_title("right") == "0 to 5"
+    assert axes.get_title("right") == "0.00 to 5.00"
 
 
 def test_an_interval_without_end_is_drawn_as_far_as_it_is_known():

@@ -12,7 +12,7 @@ import pytest
 
 import fitopt
 from fitopt import History, LeastSquares, OptaxOptimizer, Parameter
-from fitopt.digits import measured, percent
+from fitopt.digits import measured, percent, span
 
 RNG = np.random.default_rng(5)
 X = np.linspace(0.0, 4.0, 40)
@@ -254,6 +254,19 @@ def test_errors_of_some_parameters_leave_the_others_without():
     assert found["a"].error is None and found["b"].error == pytest.approx(0.5)
 
 
+def test_confidence_intervals_get_a_column(decay):
+    fitted, history, uncertainty, _ = decay
+    intervals = uncertainty.confidence_intervals(level=0.9, parameters=["rate"])
+    report = fitopt.report(fitted, history, uncertainty, intervals)
+    low, high = intervals["rate"]
+    assert "90 % interval" in str(report).splitlines()[0]
+    assert f"{low:.3f} to {high:.3f}" in lines(report, "rate")[0]
+    assert report.to_dict()["parameters"][0]["interval"] == (low, high)
+    assert entries(report)["height"].interval is None
+    with pytest.raises(ValueError, match="intervals must be those of the fitted rate, height and floor"):
+        fitopt.report(fitted, history, intervals={"k": intervals["rate"]})
+
+
 # Text, HTML and JSON.
 
 
@@ -350,6 +363,20 @@ def test_measured_is_what_one_would_write(value, error, text):
     assert " ".join(measured(value, error)) == text
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "text"),
+    [
+        (1.232246, 1.404712, "1.232 to 1.405"),
+        (12345.67, 12345.92, "12345.670 to 12345.920"),
+        (5.41e-9, 6.72e-9, "5.41e-09 to 6.72e-09"),
+        (-np.inf, 0.25, "-inf to 0.25"),
+        (2.0, 2.0, "2 to 2"),
+    ],
+)
+def test_span_tells_the_ends_apart(low, high, text):
+    assert span(low, high) == text
+
+
 def test_percent_has_two_digits():
     assert [percent(x) for x in (0.01234, 0.999, 12.0, 0.0)] == ["1.2 %", "100 %", "1200 %", "0 %"]
 
@@ -380,6 +407,7 @@ def test_what_does_not_belong_to_one_fit_is_an_error_that_names_the_argument(dec
         ({"history": None}, TypeError, "history must be what run has returned, got None"),
         ({"history": History(n_steps=np.zeros(2))}, ValueError, "several fits, from vmap"),
         ({"final_state": {"x": 1.0}}, ValueError, "final_state has no free Parameter"),
+        ({"intervals": 0.95}, TypeError, "intervals must be what confidence_intervals has returned"),
         ({"digits": 0}, ValueError, "digits must be a whole number from 1 to 9, got 0"),
         ({"n_data": 0}, ValueError, "n_data must be a number of data points, got 0"),
     ],
