@@ -254,12 +254,12 @@ class SearchStepper(SolverStepper):
             carry, state, ok = self._solver_step(carry)
         coordinates = carry.coordinates
         ending = carry.ending
-        if self._sums_squares:
+        if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
             # By rounding it may reject for ever a trial point that is no other than the last.
             rests = _equal(_hidden(state.y_eval, coordinates), coordinates)
             rests &= (state.num_steps_since_acceptance > 0) & (ending == 0)
             ending = jnp.where(rests, AT_REST, ending)
-        else:
+        if not self._sums_squares:
             # A trial point that is not finite is rejected, and the next one nearer; unless what all
             # of them come from is not finite. For least squares a linear solver has noticed that.
             ok &= _finite(state.y_eval) | _finite(state.descent_state)
