@@ -11,10 +11,7 @@ from .callback import Fit as Fit
 from .callback import HostCallback as HostCallback
 from .callback import StepInfo as StepInfo
 from .engine import OptaxOptimizer as OptaxOptimizer
-from .fit_plots import plot_contour as plot_contour
-from .fit_plots import plot_correlation as plot_correlation
 from .fit_plots import plot_fit as plot_fit
-from .fit_plots import plot_profile as plot_profile
 from .history import History as History
 from .least_squares import LeastSquares as LeastSquares
 from .parameter import Parameter as Parameter
@@ -26,5 +23,8 @@ from .report import Report as Report
 from .report import report as report
 from .stateful import Optimizer as Optimizer
 from .uncertainty import Uncertainty as Uncertainty
+from .uncertainty_plots import plot_contour as plot_contour
+from .uncertainty_plots import plot_correlation as plot_correlation
+from .uncertainty_plots import plot_profile as plot_profile
 
 __version__ = version("fitopt")

@@ -1,0 +1,195 @@
+"""Pictures of an `Uncertainty`: correlations, profiles and contours."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float
+
+from .digits import span
+from .fit_plots import ABOVE
+from .plotting import BLUE, GREY, ORANGE, new_axes, tidy
+from .profile import Contour, Profile
+from .uncertainty import Uncertainty
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FINE = 400  # points of a curve
+_NUMBERED = 12  # entries whose matrix has room for numbers
+_NAMED = 40  # entries that have room for their names
+
+
+def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axes":
+    """Draw the correlations between fitted numbers, as colours in a matrix.
+
+    Those of up to twelve are written into the cells, too. A cell is grey where there is no correlation,
+    as one of the two lies on a bound or is not determined.
+
+    **Arguments:**
+
+    - `uncertainty`: what `uncertainty(final_state)` has returned.
+    - `ax`: the axes to draw into; by default those of a new pyplot figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ImportError` without matplotlib.
+
+    >>> from fitopt import LeastSquares, Parameter
+    >>> x = np.array([0.0, 1.0, 2.0, 3.0])
+    >>> y = np.array([0.1, 0.9, 2.1, 2.9])
+    >>> opt = LeastSquares(lambda state: state["slope"] * x + state["offset"] - y)
+    >>> fitted, _ = opt.run({"slope": Parameter("slope", 1.0), "offset": Parameter("offset", 0.0)})
+    >>> axes = plot_correlation(opt.uncertainty(fitted))
+    >>> [label.get_text() for label in axes.get_xticklabels()]
+    ['offset', 'slope']
+    """
+    names, matrix = uncertainty.names, uncertainty.correlation
+    count = len(names)
+    axes = new_axes("plot_correlation") if ax is None else ax
+    from matplotlib.colors import LinearSegmentedColormap  # new_axes says so where there is none
+
+    if ax is None:
+        figure: Any = axes.figure
+        side = np.clip(0.55 * count, 2, 6.5)
+        figure.set_size_inches(side + 2, side + 1)
+    colors = LinearSegmentedColormap.from_list("correlation", [BLUE, "white", ORANGE])
+    colors = colors.with_extremes(bad="#dddddd")
+    image = axes.imshow(matrix, cmap=colors, vmin=-1, vmax=1, interpolation="nearest")
+    scale = axes.figure.colorbar(
+        image, cax=axes.inset_axes((1.04, 0, 0.05, 1)), ticks=(-1, -0.5, 0, 0.5, 1)
+    )
+    scale.set_label("correlation")
+    scale.outline.set_visible(False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, labelsize="small")
+    if count <= _NAMED:
+        axes.set_yticks(range(count), names)
+        axes.set_xticks(range(count), names)
+        if max(map(len, names)) > 4:
+            axes.tick_params("x", rotation=45)
+            for label in axes.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
+    if count <= _NUMBERED:
+        for i, j in np.argwhere(np.isfinite(matrix)).tolist():
+            text = "1" if i == j else f"{matrix[i, j]:.2f}".replace("-", "−")
+            color = "white" if abs(matrix[i, j]) > 0.6 else "black"
+            axes.text(j, i, text, ha="center", va="center", color=color, fontsize="small")
+    return axes
+
+
+def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
+    """Draw how the least loss rises while one number is held away from its best value.
+
+    The dashed parabola has the same curvature at the minimum: it is what a standard error goes by. Where
+    the two differ, the profile is to be trusted. The confidence interval ends where the profile reaches
+    the level that is drawn, or at a bound.
+
+    **Arguments:**
+
+    - `profile`: what `uncertainty.profile(name)` has returned.
+    - `ax`: the axes to draw into; by default those of a new pyplot figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ImportError` without matplotlib.
+
+    >>> x = np.linspace(-2.5, 2.5, 11)
+    >>> gaussian = Profile("x", 0.95, 0.0, -1.96, 1.96, (False, False), (), x, x**2 / 2, 0.0, 1.92, {})
+    >>> plot_profile(gaussian).get_title("right")
+    '-1.96 to 1.96'
+    """
+    axes = new_axes("plot_profile") if ax is None else ax
+    rise = np.maximum(profile.losses - profile.best_loss, 0)
+    best = profile.values[np.argmin(rise)]
+    away = np.sign(profile.values - best) * np.sqrt(rise)
+    fine = np.linspace(profile.values[0], profile.values[-1], _FINE)
+    curvature = _curvature(profile.values - best, rise, profile.threshold)
+    if curvature is not None:
+        axes.plot(
+            fine,
+            curvature * (fine - best) ** 2,
+            "--",
+            color=GREY,
+            label="parabola of the same curvature",
+        )
+    axes.plot(fine, np.interp(fine, profile.values, away) ** 2, color=BLUE, label="profile")
+    axes.plot(profile.values, rise, ".", color=BLUE, markersize=4)
+    _mark_level(axes, profile, np.interp(np.asarray(profile), profile.values, rise))
+    axes.set(xlabel=profile.name, ylabel="loss above its minimum", ylim=(0, 1.5 * profile.threshold))
+    tidy(axes)
+    axes.legend(ncols=2, **ABOVE)
+    return axes
+
+
+def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"]) -> None:
+    """The rise of the loss that belongs to the level, and the interval."""
+    text: dict[str, Any] = {"fontsize": "small", "xytext": (4, 0), "textcoords": "offset points"}
+    line: dict[str, Any] = {"linewidth": 1, "linestyle": (0, (4, 3))}
+    axes.axhline(profile.threshold, color=ORANGE, **line)
+    place = {"xycoords": axes.get_yaxis_transform(), "va": "center_baseline"}
+    level = f"{100 * profile.level:g} %"
+    axes.annotate(level, (1, profile.threshold), color=ORANGE, **place, **text)
+    for end, height, is_bound in zip(profile, heights, profile.at_bound, strict=True):
+        if is_bound:
+            axes.axvline(end, color=GREY, **line)
+            axes.annotate("bound", (end, 0.5 * profile.threshold), color=GREY, rotation=90, **text)
+        elif np.isfinite(end):
+            axes.vlines(end, 0, height, color=ORANGE, linewidth=1)
+    interval = span(profile.low, profile.high)
+    axes.set_title(interval, loc="right", fontsize="small", color=ORANGE)
+
+
+def _curvature(
+    distance: Float[np.ndarray, " points"], rise: Float[np.ndarray, " points"], threshold: float
+) -> float | None:
+    """The factor of the square in a polynomial through the points next to the minimum, if it is one."""
+    near = rise < threshold / 3
+    if min(np.sum(distance[near] < 0), np.sum(distance[near] > 0)) < 2:
+        return None
+    size = np.abs(distance[near]).max()
+    powers = (distance[near] / size)[:, None] ** [2, 3, 4]
+    return float(np.linalg.lstsq(powers, rise[near])[0][0]) / size**2
+
+
+def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
+    """Draw the region in which two numbers lie together; several levels go into the same axes.
+
+    **Arguments:**
+
+    - `contour`: what `uncertainty.contour(a, b)` has returned.
+    - `ax`: the axes to draw into; by default those of a new pyplot figure.
+
+    **Returns:** the axes.
+
+    **Raises:** `ImportError` without matplotlib.
+
+    >>> angle = np.linspace(0, 2 * np.pi, 41)
+    >>> circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    >>> circle[-1] = circle[0]
+    >>> region = Contour(("a", "b"), 0.95, circle, np.zeros(41, bool), 3.0, ())
+    >>> plot_contour(region).get_xlabel()
+    'a'
+    """
+    axes = new_axes("plot_contour") if ax is None else ax
+    points = _smooth(contour)
+    axes.fill(*points.T, color=BLUE, alpha=0.15, linewidth=0)
+    axes.plot(*points.T, color=BLUE, linewidth=1.2)
+    known = points[np.isfinite(points).all(axis=1)]
+    if len(known):
+        top = known[np.argmax(known[:, 1])]
+        style: dict[str, Any] = {"fontsize": "small", "color": BLUE, "textcoords": "offset points"}
+        axes.annotate(f"{100 * contour.level:g} %", top, (0, 3), ha="center", va="bottom", **style)
+    axes.set(xlabel=contour.names[0], ylabel=contour.names[1])
+    tidy(axes)
+    return axes
+
+
+def _smooth(contour: Contour) -> Float[np.ndarray, "points 2"]:
+    """A smooth line through the points, where all of them are the same kind of border."""
+    if contour.at_bound.any() or not np.isfinite(contour.points).all():
+        return contour.points
+    from scipy.interpolate import CubicSpline  # comes with jax; slow to import
+
+    places = np.arange(len(contour.points))
+    spline = CubicSpline(places, contour.points, bc_type="periodic")
+    return spline(np.linspace(0, places[-1], _FINE))
