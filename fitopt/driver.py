@@ -91,6 +91,7 @@ class Run:
         self.values: list[Array] = list(flat.free)
         self.fixed_state = flat.layout.fixed_state(flat.fixed)
         self.last: dict[str, PyTree] = {}
+        self.edited = False  # whether a callback has edited the state after the last step
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
         self.may_run_ahead = not (self.due or programs.finishes or programs.loop.problem.follows)
@@ -203,6 +204,7 @@ class Run:
         if code == NOT_FINITE:
             self.not_finite(steps, float(losses[steps]))
             return steps, None
+        self.edited = False
         self.values, self.last = stretch.values, stretch.last
         self.before = self.point
         self.point = self.point._replace(steps=self.done + steps, carry=stretch.saved)
@@ -304,6 +306,7 @@ class Run:
         )
         self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
         self.point = Point(self.done, saved, programs, values, arrays)
+        self.edited = True
         self.values, self.fixed_state = values, layout.fixed_state(arrays)
 
     # What `Fit` offers to host callbacks.
@@ -346,18 +349,21 @@ class Run:
     def not_finite(self, steps: int, loss: float) -> None:
         """End the fit at the last good point; `steps` steps after `self.point` one went wrong."""
         point, step = self.point, self.point.steps + steps
+        follows = point.programs.loop.problem.follows
         if step == 0:
             self.check_values(self.point.start)
         if np.isfinite(loss):
             back, what = point, "the update"
             good = self.again(back, step)
         else:
-            back, what = point if steps else self.before, f"the loss ({loss})"
+            # Where losses follow the steps, that of the point is known; but if it was edited.
+            known = steps or (follows and step and not self.edited)
+            back, what = point if known else self.before, f"the loss ({loss})"
             if back is None and self.earlier is not None:
                 raise BadPoint
             if back is None:
                 raise ValueError(bad_start(self.state, loss))
-            good = self.again(back, step - 1)
+            good = self.again(back, step if follows else step - 1)
         stretch = self.again(point, step)
         if steps:
             self.last = stretch.last
@@ -365,6 +371,7 @@ class Run:
         bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self.carry, self.values = good.carry, good.values
+        self.edited = False
         self.resume_at = back
         self.point = back._replace(steps=step, carry=good.saved)
         self.reason = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
@@ -409,10 +416,7 @@ class Run:
                 self.carry, self.point.start, self.point.fixed
             )
             self.point = self.point._replace(carry=saved)
-        if self.done and programs.loop.problem.follows:
-            values, loss, probed = self.values, float(self.history["loss"][-1]), self.carry.callbacks
-        else:
-            values, loss, probed = self.probe()
+        values, loss, probed = self.probe()
         for i, result in self.point.programs.results:
             candidate = result(probed[i], loss)
             if candidate is not None and bool(candidate[0]):
@@ -434,8 +438,11 @@ class Run:
     def probe(self) -> tuple[list[Array], float, tuple[PyTree, ...]]:
         """Values, loss and the callbacks' carries where the fit has ended.
 
-        The loss is what the next step would record; of that step nothing else is kept.
+        The loss is what the next step would record; of that step nothing else is kept. Where losses
+        follow the steps, it is that of the last one.
         """
+        if self.done and self.point.programs.loop.problem.follows and not self.edited:
+            return self.values, float(self.history["loss"][-1]), self.carry.callbacks
         if self.done == 0:
             self.check_inside(self.inside, self.point.start)
         values = self.values
