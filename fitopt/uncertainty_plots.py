@@ -95,8 +95,8 @@ def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
 
     >>> x = np.linspace(-2.5, 2.5, 11)
     >>> gaussian = Profile("x", 0.95, 0.0, -1.96, 1.96, (False, False), (), x, x**2 / 2, 0.0, 1.92, {})
-    >>> plot_profile(gaussian).get_title("right")
-    '-1.96 to 1.96'
+    >>> [text.get_text() for text in plot_profile(gaussian).texts]
+    ['95 %', '-1.96 to 1.96']
     """
     axes = new_axes("plot_profile") if ax is None else ax
     rise = np.maximum(profile.losses - profile.best_loss, 0)
@@ -135,8 +135,9 @@ def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"])
             axes.annotate("bound", (end, 0.5 * profile.threshold), color=GREY, rotation=90, **text)
         elif np.isfinite(end):
             axes.vlines(end, 0, height, color=ORANGE, linewidth=1)
-    interval = span(profile.low, profile.high)
-    axes.set_title(interval, loc="right", fontsize="small", color=ORANGE)
+    middle = np.clip(np.mean([profile.low, profile.high]), profile.values[0], profile.values[-1])
+    text = {**text, "xytext": (0, -4), "ha": "center", "va": "top"}
+    axes.annotate(span(profile.low, profile.high), (middle, profile.threshold), color=ORANGE, **text)
 
 
 def _curvature(
