@@ -12,9 +12,9 @@ from .uncertainty import Uncertainty
 class Goodness(NamedTuple):
     """What a loss says about a fit, as far as it is known what kind of loss it is.
 
-    >>> found = Goodness(n_variables=2, n_data=4, loss=0.04, chi_square=0.04, deviance=-18.42)
+    >>> found = Goodness(n_variables=2, n_data=4, loss=0.04, chi_square=0.04, deviance=-18.5)
     >>> found.degrees_of_freedom, found.reduced_chi_square, found.aic
-    (2, 0.02, -14.42)
+    (2, 0.02, -14.5)
     """
 
     n_variables: int
