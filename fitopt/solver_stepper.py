@@ -44,10 +44,13 @@ def _chosen(solver: Any, coordinates: PyTree) -> Any:
     """
     if solver is not None:
         return solver
-    double = jnp.finfo(jnp.result_type(float, *jax.tree.leaves(coordinates))).bits >= 64
-    return (
-        optx.LevenbergMarquardt(rtol=1e-8, atol=1e-12) if double else optx.LevenbergMarquardt(1e-5, 1e-8)
-    )
+    return _default(jnp.finfo(jnp.result_type(float, *jax.tree.leaves(coordinates))).bits >= 64)
+
+
+@functools.cache  # making one takes as long as some steps of a small fit
+def _default(double: bool) -> Any:
+    rtol, atol = (1e-8, 1e-12) if double else (1e-5, 1e-8)
+    return optx.LevenbergMarquardt(rtol, atol)
 
 
 def endings(solver: Any, values: Sequence[Array]) -> tuple[str, ...]:
