@@ -11,20 +11,20 @@ from .callback import Fit as Fit
 from .callback import HostCallback as HostCallback
 from .callback import StepInfo as StepInfo
 from .engine import OptaxOptimizer as OptaxOptimizer
-from .fit_plots import plot_fit as plot_fit
 from .history import History as History
 from .least_squares import LeastSquares as LeastSquares
 from .parameter import Parameter as Parameter
 from .partition import combine as combine
 from .partition import partition as partition
 from .partition import values as values
+from .plotting import plot_contour as plot_contour
+from .plotting import plot_correlation as plot_correlation
+from .plotting import plot_fit as plot_fit
 from .plotting import plot_parameters as plot_parameters
-from .report import Report as Report
-from .report import report as report
+from .plotting import plot_profile as plot_profile
+from .reporting import Report as Report
+from .reporting import report as report
 from .stateful import Optimizer as Optimizer
 from .uncertainty import Uncertainty as Uncertainty
-from .uncertainty_plots import plot_contour as plot_contour
-from .uncertainty_plots import plot_correlation as plot_correlation
-from .uncertainty_plots import plot_profile as plot_profile
 
 __version__ = version("fitopt")

@@ -13,12 +13,12 @@ from jaxtyping import Array, PyTree
 from . import resume, snapshot
 from .callback import Callback, Fit, HostCallback, HostFunction, due, label, open_host
 from .checks import bad_start, depth_in_package
-from .composition import number
 from .edits import interpret, merge_edit
 from .history import History
 from .interruption import Interruption, interruptible
 from .journal import Journal
 from .loop import FIRST_CALLBACK, NOT_FINITE, RUNNING, Programs, Stretch
+from .optimizers.composition import number
 from .pace import Pace
 from .partition import Flat, Layout, combine, flatten
 from .resume import BadPoint, Description, ResumePoint

@@ -33,7 +33,7 @@ from .resume import BadPoint
 from .stepper import Objective, OptaxStepper, Stepper
 
 if TYPE_CHECKING:
-    from .uncertainty import Uncertainty
+    from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
 
@@ -229,7 +229,7 @@ class OptaxOptimizer(Fitter):
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`;
         `KeyError` for unknown `parameters`.
         """
-        from . import estimation
+        from .uncertainty import estimation
 
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
@@ -238,7 +238,7 @@ class OptaxOptimizer(Fitter):
         given = self._derivatives, self._problem.evaluate, float(errordef), final_state, mode
         if parameters is None:
             return estimation.of_loss(*given)
-        from . import matrix_free  # brings lineax with it
+        from .uncertainty import matrix_free  # brings lineax with it
 
         return matrix_free.of_some(*given, parameters)
 

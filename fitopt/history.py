@@ -124,7 +124,7 @@ class History(dict):
 
     def plot(self, *names: str, ax: "Axes | None" = None, log: bool | None = None) -> "Axes":
         """Draw the loss, or the series of these names: see `fitopt.plotting.plot_history`."""
-        from .plotting import plot_history  # which knows histories
+        from .plotting.histories import plot_history  # which knows histories
 
         return plot_history(self, *names, ax=ax, log=log)
 

@@ -22,7 +22,7 @@ from .robust import LOSSES, RobustLoss
 if TYPE_CHECKING:
     import optimistix
 
-    from .uncertainty import Uncertainty
+    from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
 
@@ -150,7 +150,7 @@ class LeastSquares(Fitter):
 
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
         """
-        from . import estimation
+        from .uncertainty import estimation
 
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')

@@ -44,7 +44,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 from optax import Schedule
 
-from .plotting import new_axes, tidy, unused_colors
+from .plotting.histories import new_axes, tidy, unused_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

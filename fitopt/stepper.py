@@ -11,11 +11,11 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from .callback import StepInfo
-from .composition import has_rate, learning_rate, set_learning_rate
 from .differentiation import value_and_gradient
-from .groups import by_name
 from .line_search import forget, from_real, last_search, line_searches, to_real
-from .lookahead import evaluation_params
+from .optimizers.composition import has_rate, learning_rate, set_learning_rate
+from .optimizers.groups import by_name
+from .optimizers.lookahead import evaluation_params
 
 Objective = Callable[[PyTree], tuple[Any, Any]]  # coordinates -> (loss or residuals, aux)
 

@@ -8,8 +8,8 @@ import pytest
 
 import fitopt
 from fitopt import Parameter, optimizers
-from fitopt.groups import by_name
 from fitopt.optimizers import adam, groups, lbfgs, learning_rate, lookahead, set_learning_rate, sgd
+from fitopt.optimizers.groups import by_name
 
 from .conftest import close, hand_written
 

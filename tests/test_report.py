@@ -12,7 +12,7 @@ import pytest
 
 import fitopt
 from fitopt import History, LeastSquares, OptaxOptimizer, Parameter
-from fitopt.digits import measured, percent, span
+from fitopt.reporting.digits import measured, percent, span
 
 RNG = np.random.default_rng(5)
 X = np.linspace(0.0, 4.0, 40)

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import nist
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, covariance
+from fitopt import LeastSquares, OptaxOptimizer, Parameter
 from fitopt.transforms import Exp, Ordered, PositiveDefinite, Simplex
+from fitopt.uncertainty import covariance
 
 from .conftest import counted_compilations
 

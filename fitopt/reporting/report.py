@@ -11,14 +11,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from .entries import Entries, precision_of
+from ..parameter import Parameter
+from ..partition import flatten
+from ..uncertainty.entries import Entries, precision_of
+from ..uncertainty.notes import listed
+from ..uncertainty.profile import Interval
+from ..uncertainty.result import Uncertainty
+from .entries import Block, Entry, blocks, fitted_names, parameters_of
 from .goodness import goodness
-from .notes import listed
-from .parameter import Parameter
-from .partition import flatten
-from .profile import Interval
-from .report_entries import Block, Entry, blocks, fitted_names, parameters_of
-from .uncertainty import Uncertainty
 
 _WEAK = 0.1  # correlations up to here are not worth telling
 
@@ -78,12 +78,12 @@ class Report:
         return json.dumps(_valid(self.to_dict()), indent=indent, allow_nan=False)
 
     def __repr__(self) -> str:
-        from .report_text import text
+        from .text import text
 
         return text(self)
 
     def _repr_html_(self) -> str:
-        from .report_html import html
+        from .html import html
 
         return html(self)
 

@@ -10,10 +10,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
+from ..partition import Layout
 from . import covariance, notes
 from .entries import Entries, precision_of
 from .likelihood import Likelihood
-from .partition import Layout
 
 _MOST_STEPS = 100
 _BETTER = 1e-2  # of the unit: what is less than the best by more is another minimum

@@ -10,10 +10,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from .entries import precision_of
-from .partition import flatten, values
-from .plotting import BLUE, COLORS, DARK, GREY, new_axes, tidy
-from .uncertainty import Uncertainty
+from ..partition import flatten, values
+from ..uncertainty.entries import precision_of
+from ..uncertainty.result import Uncertainty
+from .histories import BLUE, COLORS, DARK, GREY, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,13 +9,13 @@ import lineax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from ..partition import Layout
 from . import covariance, notes
 from .curvature import linearized
 from .entries import Entries, precision_of
 from .estimation import flat_of, shapes_of, standard_errors
 from .likelihood import on_bound
-from .partition import Layout
-from .uncertainty import Uncertainty
+from .result import Uncertainty
 
 _ROUNDS, _PROBES = 6, 8  # of random vectors, for the diagonal
 _AT_ONCE = 16

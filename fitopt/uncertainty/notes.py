@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from .covariance import Inverse
 
 if TYPE_CHECKING:
-    from .uncertainty import Uncertainty
+    from .result import Uncertainty
 
 _MOST = 20  # rows of a table
 _MOVED = 0.1  # of an error: how far from the minimum a fit may end without a message

@@ -12,10 +12,10 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from .parameter import with_value
-from .partition import is_parameter
-from .spec import Spec, check_value
-from .transforms import Identity
+from ..parameter import with_value
+from ..partition import is_parameter
+from ..spec import Spec, check_value
+from ..transforms import Identity
 
 Path = tuple[Any, ...]  # the keys that lead to a leaf
 

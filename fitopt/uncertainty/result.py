@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ..line_search import to_real
+from ..partition import flatten
 from . import covariance, notes
 from . import profile as profiles
 from .entries import Entries, precision_of
 from .likelihood import Likelihood
-from .line_search import to_real
-from .partition import flatten
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -143,7 +143,7 @@ class Uncertainty:
         - `level`: of confidence, for the interval that the profile has besides
         - `points`: how many, on both sides together; the best value comes on top
 
-        **Returns:** a `fitopt.profile.Profile`.
+        **Returns:** a `fitopt.uncertainty.Profile`.
 
         **Raises:** `KeyError` if there is no such entry; `ValueError` if it cannot be held alone, as the
         transform of its Parameter does not act entry by entry.
@@ -165,7 +165,7 @@ class Uncertainty:
         - `level`: of confidence, such as 0.6827 for what is one standard error of a normal distribution
         - `parameters`: names of Parameters or entries; all by default
 
-        **Returns:** for the name of each entry a `fitopt.profile.Interval`: `low, high = ...["k"]`.
+        **Returns:** for the name of each entry a `fitopt.uncertainty.Interval`: `low, high = ...["k"]`.
 
         A `RuntimeWarning` tells when a better minimum is found on the way.
 
@@ -200,7 +200,7 @@ class Uncertainty:
         - `level`: of confidence that both lie inside
         - `points`: of the border, on rays from the best values
 
-        **Returns:** a `fitopt.profile.Contour`, with `points` that draw a closed line.
+        **Returns:** a `fitopt.uncertainty.Contour`, with `points` that draw a closed line.
 
         **Raises:** as `profile`; `ValueError` if the two are the same.
         """

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from ..history import History
+from ..parameter import Parameter
+from ..partition import is_parameter
 from .curves import Curve, real_curves, records, series, thinned, title
-from .history import History
-from .parameter import Parameter
-from .partition import is_parameter
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Int, PyTree
 
-from .checks import check_optimizer
-from .composition import InjectLearningRateState, learning_rate, set_learning_rate
+from ..checks import check_optimizer
+from ..optimizers.composition import InjectLearningRateState, learning_rate, set_learning_rate
 from .leaves import NUMBERS, replaced, zeros_like
 from .parameter_group import Kept, ParameterGroup, Plan, State
 from .state_dict import as_dict, from_dict, placed
@@ -56,7 +56,7 @@ class Optimizer:
     **Raises:** `TypeError` for what is no optimizer; `RuntimeError` for any use before `init`.
 
     >>> import jax, jax.numpy as jnp, optax
-    >>> from fitopt.stateful import Optimizer
+    >>> from fitopt import Optimizer
     >>> params = {"w": jnp.array([1.0, -2.0])}
     >>> optimizer = Optimizer(optax.sgd(0.25)).init(params)
     >>> @jax.jit
@@ -114,7 +114,7 @@ class Optimizer:
 
         >>> import jax.numpy as jnp, optax
         >>> from fitopt import Parameter
-        >>> from fitopt.stateful import Optimizer
+        >>> from fitopt import Optimizer
         >>> params = {"k": Parameter("k", 0.5, lower=0)}
         >>> optimizer = Optimizer(optax.sgd(1.0)).init(params)
         >>> bool(optimizer.update({"k": jnp.array(3.0)}, params)["k"] > 0)
@@ -156,7 +156,7 @@ class Optimizer:
         and what `init` raises.
 
         >>> import jax.numpy as jnp, optax
-        >>> from fitopt.stateful import Optimizer
+        >>> from fitopt import Optimizer
         >>> params, special = {"w": jnp.ones(2)}, {"special": jnp.ones(())}
         >>> optimizer = Optimizer(optax.adam(0.1)).init(params)
         >>> optimizer = optimizer.add_group(special, optax.sgd(0.5))
@@ -211,7 +211,7 @@ class Optimizer:
         `TypeError` and `ValueError` for what is no learning rate.
 
         >>> import jax.numpy as jnp, optax
-        >>> from fitopt.stateful import Optimizer
+        >>> from fitopt import Optimizer
         >>> adam = optax.inject_hyperparams(optax.adam)(learning_rate=0.5)
         >>> optimizer = Optimizer(adam).init(jnp.ones(3))
         >>> optimizer.learning_rate *= 0.5
@@ -238,7 +238,7 @@ class Optimizer:
         as their data.
 
         >>> import jax.numpy as jnp, optax
-        >>> from fitopt.stateful import Optimizer
+        >>> from fitopt import Optimizer
         >>> optimizer = Optimizer(optax.sgd(0.1, momentum=0.9)).init({"w": jnp.zeros(2)})
         >>> saved = optimizer.state_dict()
         >>> saved["groups"]["0"]["opt_state"]["0"]["trace"]["w"]

@@ -5,7 +5,7 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from .digits import measured, number, percent, span
-from .report_entries import FITTED, Block, Entry
+from .entries import FITTED, Block, Entry
 
 if TYPE_CHECKING:
     from .report import Report

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from .history import History
+from ..history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

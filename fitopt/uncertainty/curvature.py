@@ -1,4 +1,4 @@
-"""Derivatives of residuals and losses by the moves of `fitopt.entries.Entries`, compiled."""
+"""Derivatives of residuals and losses by the moves of `Entries`, compiled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,9 +9,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..partition import Layout
+from ..robust import RobustLoss
 from .entries import Entries
-from .partition import Layout
-from .robust import RobustLoss
 
 # So many directions at once: enough to keep the processor busy, few enough to bound the memory.
 _AT_ONCE = 128

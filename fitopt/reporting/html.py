@@ -3,7 +3,7 @@
 from html import escape
 from typing import TYPE_CHECKING
 
-from .report_text import Column, correlations, course, parameters, quality
+from .text import Column, correlations, course, parameters, quality
 
 if TYPE_CHECKING:
     from .report import Report

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from .groups import by_name
+from ..line_search import from_real, line_searches, to_real
+from ..optimizers.groups import by_name
+from ..partition import is_parameter
 from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name, text
-from .line_search import from_real, line_searches, to_real
-from .partition import is_parameter
 
 # For each leaf where they differ: the last coordinate, and the value that belongs to it. Without them
 # each step would make a round trip from value to coordinate.

@@ -10,14 +10,14 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
+from ..checks import nothing_free
+from ..partition import Flat, flatten
+from ..robust import RobustLoss
 from . import covariance, notes
-from .checks import nothing_free
 from .curvature import hessian_program, push_program, root_program
 from .entries import Entries, precision_of
 from .likelihood import Information, Likelihood, on_bound
-from .partition import Flat, flatten
-from .robust import RobustLoss
-from .uncertainty import Uncertainty
+from .result import Uncertainty
 
 _MOST = 20_000  # numbers whose Hessian, of 3 GiB, is still computed
 

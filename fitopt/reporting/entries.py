@@ -10,11 +10,11 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, PyTree, Shaped
 
-from .notes import listed
-from .parameter import Parameter
-from .partition import Flat, is_parameter
-from .profile import Interval
-from .uncertainty import Uncertainty
+from ..parameter import Parameter
+from ..partition import Flat, is_parameter
+from ..uncertainty.notes import listed
+from ..uncertainty.profile import Interval
+from ..uncertainty.result import Uncertainty
 
 FITTED, FIXED, AT_BOUND, UNDETERMINED = "fitted", "fixed", "at a bound", "not determined"
 

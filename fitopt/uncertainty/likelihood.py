@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
+from ..partition import Flat
 from . import covariance
 from .covariance import Inverse
 from .entries import Entries
-from .partition import Flat
 
 if TYPE_CHECKING:
     from .refit import Found

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .uncertainty import Uncertainty
+from ..uncertainty.result import Uncertainty
 
 
 class Goodness(NamedTuple):

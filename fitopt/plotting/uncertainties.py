@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from .digits import span
-from .fit_plots import ABOVE
-from .plotting import BLUE, GREY, ORANGE, new_axes, tidy
-from .profile import Contour, Profile
-from .uncertainty import Uncertainty
+from ..reporting.digits import span
+from ..uncertainty.profile import Contour, Profile
+from ..uncertainty.result import Uncertainty
+from .fits import ABOVE
+from .histories import BLUE, GREY, ORANGE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

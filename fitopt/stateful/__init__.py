@@ -1,0 +1,3 @@
+"""`Optimizer`: an optax optimizer that holds its own state, one step at a time."""
+
+from .optimizer import Optimizer as Optimizer
