@@ -41,9 +41,9 @@ def test_the_certified_values_give_the_certified_sum_of_squares(problem):
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
 def test_both_starts_come_to_the_certified_values_and_standard_errors(problem):
     opt = LeastSquares(problem.residuals)
-    # The residuals of Lanczos1 are 1e-13 of data of about 1: float64 resolves three digits of them, and
-    # errors are proportional to them.
-    of_residuals = 3 if problem.name == "Lanczos1" else 9
+    # The residuals of Lanczos1 are 1e-13 of data of about 1: float64 resolves two or three digits of
+    # them, and errors are proportional to them.
+    of_residuals = 2 if problem.name == "Lanczos1" else 9
     with jax.enable_x64(True):
         for start in problem.starts:
             fitted, history = opt.run(problem.state(start))
