@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from . import archive
@@ -157,7 +158,7 @@ def _packable(items: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_key(x: Any) -> Any:
-    if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         return x
     return {"key": jax.random.key_data(x), "generator": str(jax.random.key_impl(x))}
 

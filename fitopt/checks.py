@@ -32,7 +32,8 @@ def is_minimiser(optimizer: Any) -> bool:
 
 def check_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, optax.MultiSteps):
-        return optax.GradientTransformationExtraArgs(optimizer.init, optimizer.update)
+        update: Any = optimizer.update
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
     if callable(optimizer) and not hasattr(optimizer, "init"):
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise TypeError(

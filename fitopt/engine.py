@@ -248,6 +248,6 @@ def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Ar
 
 
 def _optax_stepper(
-    optimizer: optax.GradientTransformation, objective: Objective, mode: str, names: PyTree
+    optimizer: optax.GradientTransformation, objective: Objective, mode: str | None, names: PyTree
 ) -> OptaxStepper:
-    return OptaxStepper(objective, optimizer, mode, names)
+    return OptaxStepper(objective, optimizer, mode or "rev", names)

@@ -35,9 +35,8 @@ def last_search(state: PyTree) -> Any:
         return state
     if type(state) is tuple and state:
         return last_search(state[-1])
-    if isinstance(state, optax.ApplyIfFiniteState) or hasattr(state, "hyperparams"):
-        return last_search(state.inner_state)
-    return None
+    wraps = isinstance(state, optax.ApplyIfFiniteState) or hasattr(state, "hyperparams")
+    return last_search(getattr(state, "inner_state", None)) if wraps else None
 
 
 def forget(state: PyTree, moved: ArrayLike = True) -> PyTree:
