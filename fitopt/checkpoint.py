@@ -14,7 +14,7 @@ import numpy as np
 from . import archive
 from .history import History
 from .resume import ResumePoint, cut
-from .snapshot import Snapshot
+from .snapshot import Packed, Snapshot
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -93,8 +93,8 @@ def write(manager: "CheckpointManager", point: ResumePoint, history: History) ->
     state, method = point.describe()
     arrays, packed = archive.pack(
         {
-            "joined": point.carry.joined,
-            "others": [_without_key(x) for x in point.carry.others],
+            "small": point.carry.small.joined,
+            "large": [_without_key(x) for x in point.carry.large],
             "start": point.start,
             "fixed": point.fixed,
             "history": _packable(cut(history, point.steps)),
@@ -131,7 +131,7 @@ def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]
     items = archive.unpack(rest["packed"], arrays.__getitem__)
     history = History(items["history"])
     history._every = dict(rest["every"])
-    carry = Snapshot(items["joined"], [_with_key(x) for x in items["others"]], None, ())
+    carry = Snapshot(Packed(items["small"], None, ()), [_with_key(x) for x in items["large"]])
     described = rest["state"], rest["method"]
     point = ResumePoint(step, carry, items["start"], items["fixed"], rest["elapsed"], lambda: described)
     return point, history

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import resume, snapshot
-from .callback import Callback, Fit, HostCallback, HostFunction, due, label, open_host
+from .callback import Callback, Fit, HostCallback, HostFunction, cadence, due, label, open_host
 from .checks import bad_start, depth_in_package
 from .edits import interpret, merge_edit
 from .history import History
@@ -22,6 +23,7 @@ from .optimizers.composition import number
 from .pace import Pace
 from .partition import Flat, Layout, combine, flatten
 from .resume import BadPoint, Description, ResumePoint
+from .snapshot import Snapshot
 from .spec import check_value
 
 _SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
@@ -31,7 +33,7 @@ class Point(NamedTuple):
     """Where a fit stands after some good steps: all that going on from there, or back to it, takes."""
 
     steps: int
-    carry: snapshot.Snapshot | None  # None before the first step
+    carry: Snapshot | None  # None before the first step
     programs: Programs
     start: list[Array]
     fixed: list[Any]
@@ -46,12 +48,9 @@ class Host(NamedTuple):
 
     place: int
     callback: Any
+    anyhow: bool  # whether it is called whenever the loop comes back to Python
     due: Callable[[int], int | None]
     function: HostFunction
-
-    def is_due(self, step: int) -> bool:
-        anyhow = isinstance(self.callback, HostCallback) and self.callback.every is None
-        return anyhow or self.due(step) == step
 
     def why(self) -> str:
         known = isinstance(self.callback, HostCallback)
@@ -123,7 +122,7 @@ class Run:
         self.may_run_ahead &= not point.programs.averages
         with contextlib.ExitStack() as stack:
             hosts = [
-                Host(place, one, due(one), stack.enter_context(open_host(one, Fit(self))))
+                Host(place, one, cadence(one) is None, due(one), stack.enter_context(open_host(one, Fit(self))))
                 for place, one in enumerate(self.callbacks)
                 if not isinstance(one, Callback)
             ]
@@ -163,9 +162,10 @@ class Run:
             return
         fixed = [x if new is None else new for x, new in zip(fixed, point.fixed, strict=True)]
         self.journal.take_up(history, point.steps)
-        carry = snapshot.like(point.carry, jax.eval_shape(programs.save, self.carry))
+        carry = snapshot.like(point.carry, self.carry)
         self.point = Point(point.steps, carry, programs, point.start, fixed)
-        self.carry, self.values = programs.take_up(carry, point.start, fixed)
+        self.values = programs.current(carry, point.start, fixed)
+        self.go_back()
         self.fixed_state = self.point.layout.fixed_state(fixed)
         self.began -= point.elapsed
 
@@ -207,7 +207,8 @@ class Run:
         self.edited = False
         self.values, self.last = stretch.values, stretch.last
         self.before = self.point
-        self.point = self.point._replace(steps=self.done + steps, carry=stretch.saved)
+        _, _, *same = self.point
+        self.point = Point(self.before.steps + steps, stretch.saved, *same)
         if code != RUNNING or self.done == self.max_steps:
             self.ahead = ahead
         elif ahead is not None:  # records have filled their buffer: it was not the end
@@ -216,14 +217,19 @@ class Run:
         return steps, None if code == RUNNING else code - FIRST_CALLBACK
 
     def dispatch(self, limit: int, first: int | None = None) -> Stretch:
-        """Start a stretch from the carry, which is gone after that; does not wait for it."""
+        """Start a stretch from the carry, whose large arrays are gone after that; does not wait for it."""
         span = np.array([self.done if first is None else first, limit], np.int32)
-        return self.point.programs.advance(self.carry, self.point.start, self.point.fixed, span)
+        point, carry = self.point, self.carry
+        return point.programs.advance(carry.large, carry.small, point.start, point.fixed, span)
 
     def go_back(self) -> None:
         """Take the carry from the last point, after later steps have been begun with it."""
         assert self.point.carry is not None
-        self.carry = self.point.programs.restore(self.point.carry)
+        self.carry = self.fresh(self.point.carry)
+
+    def fresh(self, saved: Snapshot) -> Snapshot:
+        """A carry to go on with from a saved one, which stays."""
+        return Snapshot(saved.small, self.point.programs.copies(saved.large)) if saved.large else saved
 
     def next_limit(self, limit: int) -> int:
         """How many steps the next stretch should have; 0 when there are none to make."""
@@ -264,12 +270,12 @@ class Run:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
             stops[place] = f"{callback.why()} (at step {step})"
-        visits = [host for host in hosts if host.is_due(step)]
+        visits = [host for host in hosts if host.anyhow or host.due(step) == step]
         if visits:
             free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             loss = self.history["loss"][-1]
         for host in visits:
-            place, callback, _, function = host
+            place, callback, function = host.place, host.callback, host.function
             arguments = (self.history, self.last.get("aux"), loss, self.last.get("grads"))
             interruption.at_once = True
             try:
@@ -301,22 +307,19 @@ class Run:
         if layout != self.point.layout:  # an int or a string has changed: that is another program
             programs = self.programs_for(layout)
         self.take_back()
-        self.carry, saved, inside = programs.move(
+        self.carry, kept, inside = programs.move(
             self.carry, self.values, values, self.point.start, arrays
         )
         self.check_inside(inside, values, f"{who} returned a diff_state that leaves the bounds: ")
-        self.point = Point(self.done, saved, programs, values, arrays)
+        self.point = Point(self.done, Snapshot(self.carry.small, kept), programs, values, arrays)
         self.edited = True
         self.values, self.fixed_state = values, layout.fixed_state(arrays)
 
     # What `Fit` offers to host callbacks.
 
-    def saved_carry(self) -> snapshot.Snapshot:
-        return self.point.carry or self.point.programs.save(self.carry)
-
     def learning_rate(self) -> PyTree:
         point = self.point
-        rate = point.programs.learning_rate(self.saved_carry(), point.start, point.fixed)
+        rate = point.programs.learning_rate(point.carry or self.carry, point.start, point.fixed)
         if rate is None:
             raise ValueError(
                 "the state of this optimizer holds no learning rate; use one of fitopt.optimizers, "
@@ -328,10 +331,8 @@ class Run:
         rate = jax.tree.map(lambda x: number("learning_rate", x), rate)
         self.take_back()
         point = self.point
-        self.carry, saved = point.programs.set_learning_rate(
-            self.saved_carry(), rate, point.start, point.fixed
-        )
-        self.point = point._replace(carry=saved)
+        self.carry, kept = point.programs.set_learning_rate(self.carry, rate, point.start, point.fixed)
+        self.point = point._replace(carry=Snapshot(self.carry.small, kept))
 
     # Faults.
 
@@ -382,9 +383,9 @@ class Run:
         if point.carry is None:
             carry, _ = point.programs.start(point.start, point.fixed)
         else:
-            carry = point.programs.restore(point.carry)
+            carry = self.fresh(point.carry)
         span = np.array([point.steps, until - point.steps], np.int32)
-        return point.programs.advance(carry, point.start, point.fixed, span)
+        return point.programs.advance(carry.large, carry.small, point.start, point.fixed, span)
 
     def leave_to(self, error: BaseException) -> None:
         """Give an exception that ends the fit what was reached before."""
@@ -409,18 +410,20 @@ class Run:
         programs = self.point.programs
         self.history._resume_point = self.resume_point()
         to_finish = [
-            (finish, jax.tree.map(np.array, self.carry.callbacks[i])) for i, finish in programs.finishes
+            (finish, jax.tree.map(np.array, snapshot.look_into(self.carry).callbacks[i]))
+            for i, finish in programs.finishes
         ]
         if programs.averages:
-            self.carry, saved, self.values = programs.settle(
+            self.carry, kept, self.values = programs.settle(
                 self.carry, self.point.start, self.point.fixed
             )
-            self.point = self.point._replace(carry=saved)
+            self.point = self.point._replace(carry=Snapshot(self.carry.small, kept))
         values, loss, probed = self.probe()
         for i, result in self.point.programs.results:
-            candidate = result(probed[i], loss)
+            candidate = result(snapshot.look_into(probed).callbacks[i], loss)
             if candidate is not None and bool(candidate[0]):
-                values, loss = jax.tree.leaves(candidate[1]), float(np.asarray(candidate[2]))
+                values = [*map(jnp.asarray, jax.tree.leaves(candidate[1]))]
+                loss = float(np.asarray(candidate[2]))
         losses = self.history["loss"]
         best = int(np.argmin(losses)) if self.done else 0
         self.history.update(
@@ -435,20 +438,20 @@ class Run:
         for finish, carry in to_finish:
             finish(self.history, carry)
 
-    def probe(self) -> tuple[list[Array], float, tuple[PyTree, ...]]:
-        """Values, loss and the callbacks' carries where the fit has ended.
+    def probe(self) -> tuple[list[Array], float, Snapshot]:
+        """Values, loss and the carry where the fit has ended.
 
         The loss is what the next step would record; of that step nothing else is kept. Where losses
         follow the steps, it is that of the last one.
         """
         if self.done and self.point.programs.loop.problem.follows and not self.edited:
-            return self.values, float(self.history["loss"][-1]), self.carry.callbacks
+            return self.values, float(self.history["loss"][-1]), self.carry
         if self.done == 0:
             self.check_inside(self.inside, self.point.start)
         values = self.values
         stretch, self.ahead = self.ahead or self.dispatch(1), None
         loss = np.asarray(stretch.losses)[0]
         if np.isfinite(loss):
-            return values, float(loss), stretch.carry.callbacks
+            return values, float(loss), stretch.carry
         self.not_finite(0, float(loss))
         return self.probe()

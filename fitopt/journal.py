@@ -45,8 +45,8 @@ class Journal:
         self.series["loss"].extend(losses, steps)
         before, self.steps = self.steps, self.steps + steps
         for callback, record in zip(self.callbacks, records, strict=True):
-            count = _count(self.steps, callback.every) - _count(before, callback.every)
             for name, chunk in (record or {}).items():
+                count = _count(self.steps, callback.every) - _count(before, callback.every)
                 self._series(name, callback.every).extend(chunk, count)
         for name, series in self.series.items():
             self.history[name] = series.view()

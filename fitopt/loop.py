@@ -17,6 +17,7 @@ from .callback import Callback, StepInfo, own_methods
 from .checks import check_update
 from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
+from .snapshot import Packed, Snapshot
 from .stepper import Objective, Stepper
 
 # How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
@@ -52,13 +53,17 @@ class Carry(NamedTuple):
 class Stretch(NamedTuple):
     """What one run of the compiled loop gives back."""
 
-    carry: Carry
-    saved: snapshot.Snapshot  # of the carry, which itself is donated to the next stretch
+    carry: Snapshot  # whose large arrays are donated to the next stretch
+    kept: list[Array]  # copies of these
     values: list[Array]  # of the free Parameters, after the last step
     status: Array  # how many steps were begun, and how the last one ended
     losses: Array  # one for each step begun; what lies behind them is not meant
     records: tuple[dict[str, PyTree] | None, ...]  # of each callback, likewise
     last: dict[str, PyTree]  # of the last step's info what host callbacks use
+
+    @property
+    def saved(self) -> Snapshot:
+        return Snapshot(self.carry.small, self.kept)
 
 
 class Loop:
@@ -102,9 +107,13 @@ class Loop:
         rate = stepper.learning_rate(method)
         return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate)
 
-    def start(self, values: Sequence[Array], fixed: Sequence[Any]) -> tuple[Carry, list[Array]]:
+    def start(self, values: Sequence[Array], fixed: Sequence[Any]) -> tuple[Snapshot, list[Array]]:
         """The carry before the first step, and which of the values are inside their bounds."""
-        # The carry is donated to the first stretch: it must not share memory with the user's arrays.
+        return snapshot.take(self.begin(values, fixed)), self.inside(values)
+
+    def begin(self, values: Sequence[Array], fixed: Sequence[Any]) -> Carry:
+        """The carry before the first step."""
+        # Large arrays are donated to the first stretch: they must not share memory with the user's.
         coordinates = self.coordinates([jnp.copy(value) for value in values])
         stepper = self.stepper(values, fixed)
         method = stepper.init(coordinates)
@@ -114,8 +123,7 @@ class Loop:
             carries = tuple(callback.init(info) for callback in self.problem.callbacks)
             for _, choose in own_methods(self.problem.callbacks, "first_learning_rate"):
                 method = _with_rate(stepper, method, choose(info))
-        carry = Carry(method, carries)
-        return jax.tree.map(strongly_typed, carry), self.inside(values)
+        return jax.tree.map(strongly_typed, Carry(method, carries))
 
     def inside(self, values: Sequence[Array]) -> list[Array]:
         """For each free Parameter that has bounds, whether a value keeps them."""
@@ -153,13 +161,19 @@ class Loop:
 
     def advance(
         self,
-        carry: Carry,
+        large: list[Array],
+        small: Packed,
         start: Sequence[Array],
         fixed: Sequence[Any],
         span: Array,
     ) -> Stretch:
         """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
         first, limit = span
+        # XLA's CPU runtime wakes other threads when more than a few small kernels are ready at once; but
+        # what is in a branch, if all of it is small, runs in one piece.
+        zeros = lambda small: jax.tree.map(jnp.zeros_like, snapshot.unpack(small))
+        arrays = lax.cond(limit >= 0, snapshot.unpack, zeros, small)
+        carry: Carry = snapshot.fill(small, arrays, large)
         stepper = self.stepper(start, fixed)
         blank = self._blank_info(stepper, carry.stepper, start)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
@@ -190,12 +204,12 @@ class Loop:
         code = jnp.where(count < 0, -(count // _ENDED), RUNNING)
         values = self.values(stepper.coordinates(carry.stepper), start)
         status = jnp.stack([count + code * _ENDED, code])
-        return Stretch(carry, snapshot.take(carry), values, status, losses, records, last)
+        return Stretch(*_twice(carry), values, status, losses, records, last)
 
     def scan(self, values: Sequence[Array], fixed: Sequence[Any], max_steps: int) -> "Scanned":
         """A whole fit as one `lax.scan`, for use under a transformation."""
         stepper = self.stepper(values, fixed)
-        carry, _ = self.start(values, fixed)
+        carry = self.begin(values, fixed)
 
         def advance(state: Any, step: Array) -> Any:
             carry, good, _, count = state
@@ -241,18 +255,20 @@ class Loop:
 
     def move(
         self,
-        carry: Carry,
+        carry: Snapshot,
         values: Sequence[Array],
         edited: Sequence[Array],
         start: Sequence[Array],
         fixed: Sequence[Any],
-    ) -> tuple[Carry, snapshot.Snapshot, list[Array]]:
-        """The carry after a callback has changed `values` to `edited`; also which are inside bounds.
+    ) -> tuple[Snapshot, list[Array], list[Array]]:
+        """The carry after a callback has changed `values` to `edited`, with copies of its large arrays;
+        also which values are inside their bounds.
 
         Entries that were not edited keep their coordinates to the last bit.
         """
         stepper = self.stepper(start, fixed)
-        old = jax.tree.leaves(stepper.coordinates(carry.stepper))
+        method, callbacks = snapshot.restore(carry)
+        old = jax.tree.leaves(stepper.coordinates(method))
         new = jax.tree.leaves(self.coordinates(edited))
         specs = self.layout.specs
         coordinates = [
@@ -261,51 +277,48 @@ class Loop:
             else jnp.where(jnp.all(before == after), x, y)
             for spec, before, after, x, y in zip(specs, values, edited, old, new, strict=True)
         ]
-        moved = stepper.move(carry.stepper, self.layout.free_tree(coordinates))
-        carry = Carry(moved, carry.callbacks)
-        return carry, snapshot.take(carry), self.inside(edited)
+        method = stepper.move(method, self.layout.free_tree(coordinates))
+        return *_twice(Carry(method, callbacks)), self.inside(edited)
 
-    def take_up(
-        self, saved: snapshot.Snapshot, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> tuple[Carry, list[Array]]:
-        """A saved carry, and the values of the free Parameters where it stands."""
-        carry = snapshot.restore(saved)
-        return carry, self.values(self.stepper(start, fixed).coordinates(carry.stepper), start)
+    def current(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> list[Array]:
+        """The values of the free Parameters where a carry stands."""
+        method, _ = snapshot.restore(carry)
+        return self.values(self.stepper(start, fixed).coordinates(method), start)
 
     def learning_rate(
-        self, saved: snapshot.Snapshot, start: Sequence[Array], fixed: Sequence[Any]
+        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
     ) -> PyTree | None:
-        """The learning rate that a saved carry holds, if any."""
-        return self.stepper(start, fixed).learning_rate(snapshot.restore(saved).stepper)
+        """The learning rate that a carry holds, if any."""
+        return self.stepper(start, fixed).learning_rate(snapshot.restore(carry).stepper)
 
     def set_learning_rate(
-        self, saved: snapshot.Snapshot, rate: PyTree, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> tuple[Carry, snapshot.Snapshot]:
-        """A saved carry with another learning rate."""
-        carry = snapshot.restore(saved)
-        method = self.stepper(start, fixed).set_learning_rate(carry.stepper, rate)
-        carry = carry._replace(stepper=method)
-        return carry, snapshot.take(carry)
+        self, carry: Snapshot, rate: PyTree, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> tuple[Snapshot, list[Array]]:
+        """A carry with another learning rate, and copies of its large arrays."""
+        method, callbacks = snapshot.restore(carry)
+        method = self.stepper(start, fixed).set_learning_rate(method, rate)
+        return _twice(Carry(method, callbacks))
 
-    def averages(self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
-        """Whether the user gets other values than those at which the loss is evaluated."""
-        stepper = self.stepper(start, fixed)
-        return stepper.result(carry.stepper) is not stepper.coordinates(carry.stepper)
+    def averages(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
+        """Whether the user gets other values than those at which the loss is evaluated; not traced."""
+        stepper, (method, _) = self.stepper(start, fixed), snapshot.look_into(carry)
+        return stepper.result(method) is not stepper.coordinates(method)
 
     def settle(
-        self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> tuple[Carry, snapshot.Snapshot, list[Array]]:
-        """The carry, moved to the values that the user gets, and these values."""
+        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
+    ) -> tuple[Snapshot, list[Array], list[Array]]:
+        """The carry, moved to the values that the user gets, copies of its large arrays; these values."""
         stepper = self.stepper(start, fixed)
-        result = stepper.result(carry.stepper)
-        carry = Carry(stepper.move(carry.stepper, result), carry.callbacks)
-        return carry, snapshot.take(carry), self.values(result, start)
+        method, callbacks = snapshot.restore(carry)
+        result = stepper.result(method)
+        moved = Carry(stepper.move(method, result), callbacks)
+        return *_twice(moved), self.values(result, start)
 
     def gradients_finite(
-        self, carry: Carry, start: Sequence[Array], fixed: Sequence[Any]
+        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
     ) -> list[Array]:
         """For each free Parameter, whether its gradient is finite where the carry stands."""
-        _, info = self.stepper(start, fixed).step(carry.stepper)
+        _, info = self.stepper(start, fixed).step(snapshot.restore(carry).stepper)
         return [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(info.grads)]
 
 
@@ -323,6 +336,12 @@ def strongly_typed(x: Any) -> Array:
     # A weak type would become a strong one in the first stretch, and the second compile once more.
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
+
+
+def _twice(carry: Carry) -> tuple[Snapshot, list[Array]]:
+    """A packed carry, and copies of its large arrays, which are donated later."""
+    packed = snapshot.take(carry)
+    return packed, snapshot.copies(packed.large)
 
 
 def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
@@ -348,12 +367,11 @@ class Programs:
         self.pace: dict[Any, float] = {}  # seconds a step, by the shapes of the arrays
         self.start = jax.jit(loop.start)
         self.advance = jax.jit(loop.advance, donate_argnums=0)
-        self.move = jax.jit(loop.move, donate_argnums=0)
+        self.move = jax.jit(loop.move)
         self.averages: bool | None = None  # not known before the first start
         self.settle = jax.jit(loop.settle)
         self.gradients_finite = jax.jit(loop.gradients_finite)
-        self.save = jax.jit(snapshot.take)
-        self.restore = jax.jit(snapshot.restore)
-        self.take_up = jax.jit(loop.take_up)
+        self.copies = jax.jit(snapshot.copies)
+        self.current = jax.jit(loop.current)
         self.learning_rate = jax.jit(loop.learning_rate)
         self.set_learning_rate = jax.jit(loop.set_learning_rate)

@@ -60,7 +60,7 @@ def _array(x: Any) -> str:
 
 def describe_method(programs: "Programs", free: Sequence[Array], fixed: Sequence[Any]) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    carry, _ = jax.eval_shape(programs.start, free, fixed)
+    carry = jax.eval_shape(programs.loop.begin, free, fixed)
     parts = [("optimizer", carry.stepper)]
     for callback, part in zip(programs.loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
