@@ -86,7 +86,8 @@ class Run:
         self.due = [due(c) for c in callbacks if not isinstance(c, Callback)]
         self.reason: str | None = None
         self.wish: str | None = None  # why somebody wants the fit to end
-        self.pace = Pace(programs.pace, tuple(np.shape(x) for x in (*flat.free, *flat.fixed)))
+        shapes = tuple(getattr(x, "shape", ()) for x in (*flat.free, *flat.fixed))
+        self.pace = Pace(programs.pace, shapes)
         self.values: list[Array] = list(flat.free)
         self.fixed_state = flat.layout.fixed_state(flat.fixed)
         self.last: dict[str, PyTree] = {}

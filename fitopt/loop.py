@@ -237,8 +237,10 @@ class Loop:
             # The fit ends at the last good point if its last step, or the loss after it, went wrong.
             here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
             carry = carry._replace(stepper=stepper.move(carry.stepper, here))
-            here = stepper.result(carry.stepper)
-            carry = carry._replace(stepper=stepper.move(carry.stepper, here))
+            other = stepper.result(carry.stepper)
+            if other is not None:
+                here = other
+                carry = carry._replace(stepper=stepper.move(carry.stepper, here))
             carry, _, loss, _ = self.step(stepper, carry, count, values)
             finite = jnp.isfinite(loss)
             if max_steps:
@@ -301,8 +303,8 @@ class Loop:
 
     def averages(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
-        stepper, (method, _) = self.stepper(start, fixed), snapshot.look_into(carry)
-        return stepper.result(method) is not stepper.coordinates(method)
+        method, _ = snapshot.look_into(carry)
+        return self.stepper(start, fixed).result(method) is not None
 
     def settle(
         self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-_SMALL = 64  # entries
+_SMALL = 1024  # entries
 
 
 @functools.partial(

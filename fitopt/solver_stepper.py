@@ -1,6 +1,7 @@
 """optimistix' solvers behind the seam: least squares and minimisation, one step at a time."""
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optimistix as optx
 from jax.extend.core import jaxpr_as_fun
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .callback import StepInfo
 from .differentiation import value_and_gradient
@@ -44,7 +46,7 @@ def _chosen(solver: Any, coordinates: PyTree) -> Any:
     """
     if solver is not None:
         return solver
-    return _default(jnp.finfo(jnp.result_type(float, *jax.tree.leaves(coordinates))).bits >= 64)
+    return _default(any(jnp.finfo(x.dtype).bits >= 64 for x in jax.tree.leaves(coordinates)))
 
 
 @functools.cache  # making one takes as long as some steps of a small fit
@@ -103,8 +105,54 @@ def _stepper(solver: Any, function: _TracedOnce, mode: str | None) -> "SolverSte
     return (SearchStepper if searches else SolverStepper)(function, solver, mode)
 
 
+def _by_default(x: Array) -> Array:
+    return x.astype(jnp.result_type(float))
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["vector"], meta_fields=["structure", "leaves"]
+)
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """Coordinates as solvers see them: one vector, since each of their operations is a kernel a leaf."""
+
+    vector: Float[Array, " n"]
+    structure: Any
+    leaves: tuple[tuple[tuple[int, ...], np.dtype], ...]  # shapes and dtypes of the coordinates
+
+    @classmethod
+    def of(cls, coordinates: PyTree) -> "_Shown":
+        leaves, structure = jax.tree.flatten(coordinates)
+        vector = jnp.concatenate([_by_default(to_real(x)).reshape(-1) for x in leaves])
+        return cls(vector, structure, tuple((x.shape, x.dtype) for x in leaves))
+
+    def tree(self, vector: Float[Array, " n"] | None = None) -> PyTree:
+        """The coordinates; or another vector in their structure, shapes and dtypes."""
+        vector = self.vector if vector is None else vector
+        parts, used = [], 0
+        for shape, dtype in self.leaves:
+            shape = (2, *shape) if jnp.issubdtype(dtype, jnp.complexfloating) else shape
+            first, used = used, used + math.prod(shape)
+            parts.append(vector[first:used].reshape(shape))
+        like = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in self.leaves]
+        whole = from_real(parts, like)
+        return jax.tree.unflatten(
+            self.structure, [x.astype(y.dtype) for x, y in zip(whole, like, strict=True)]
+        )
+
+    def at(self, vector: Float[Array, " n"]) -> "_Shown":
+        """At another vector, rounded to what the coordinates can be."""
+        if all(jnp.finfo(dtype).dtype == vector.dtype for _, dtype in self.leaves):
+            return dataclasses.replace(self, vector=vector)
+        return _Shown.of(self.tree(vector))
+
+
+def _vector(seen: PyTree) -> Float[Array, " n"]:
+    return jnp.stack(seen) if isinstance(seen, list) else seen
+
+
 class _Carry(NamedTuple):
-    coordinates: PyTree
+    shown: _Shown
     solver: dict[str, Array]  # the arrays in the solver's state
     begun: Bool[Array, ""] | None  # False before a first step that does not call the solver
     ending: Int[Array, ""]
@@ -143,37 +191,38 @@ class SolverStepper(Stepper):
 
     def init(self, coordinates: PyTree) -> PyTree:
         with self._advice():
-            _, state = self._begin(coordinates)
-        return _Carry(coordinates, _arrays(state), jnp.array(False), jnp.zeros((), jnp.int32))
+            _, state = self._begin(_Shown.of(coordinates))
+        shown, ending = _Shown.of(coordinates), jnp.zeros((), jnp.int32)
+        return _Carry(shown, _arrays(state), jnp.array(False), ending)
 
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         look = lambda carry: carry._replace(begun=jnp.array(True))
         with self._advice():
             carry = jax.lax.cond(carry.begun, self._go_on, look, carry)
-        coordinates = carry.coordinates
+        coordinates = self.coordinates(carry)
         (loss, aux), grads = self.evaluate(coordinates), self.gradient(coordinates)
         return carry, StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
 
     def _go_on(self, carry: _Carry) -> _Carry:
         carry, _, ok = self._solver_step(carry)
-        ok &= _finite(carry.coordinates)
+        ok &= _finite(carry.shown)
         return carry._replace(ending=jnp.where(ok, carry.ending, FAILED))
 
     def _solver_step(self, carry: _Carry) -> tuple[_Carry, Any, Array]:
         """The carry after a step of the solver, the solver's state, and whether all went well."""
-        coordinates, y = carry.coordinates, _shown(carry.coordinates)
-        solver, function = _chosen(self._given, coordinates), self._shown_function(coordinates)
-        mode, template = eqx.filter_eval_shape(self._begin, coordinates)
+        shown, y = carry.shown, self._seen(carry.shown)
+        solver, function = _chosen(self._given, shown.tree()), self._shown_function(shown)
+        mode, template = eqx.filter_eval_shape(self._begin, shown)
         state, options = _with_arrays(template, carry.solver), self._options(mode)
         new, state, _ = solver.step(function, y, None, options, state, frozenset())
         done, result = solver.terminate(function, y, None, options, state, frozenset())
         ending = jnp.where(done, CONVERGED, 0).astype(jnp.int32)
         arrays = _arrays(state, like=carry.solver)
-        carry = _Carry(_hidden(new, coordinates), arrays, carry.begun, ending)
+        carry = _Carry(shown.at(_vector(new)), arrays, carry.begun, ending)
         return carry, state, result == optx.RESULTS.successful
 
     def coordinates(self, carry: PyTree) -> PyTree:
-        return carry.coordinates
+        return carry.shown.tree()
 
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
         return self.init(coordinates)
@@ -186,20 +235,24 @@ class SolverStepper(Stepper):
             return output
         return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(output))  # type: ignore
 
-    def _shown_function(self, coordinates: PyTree) -> Any:
-        """What the solver is to evaluate; `coordinates` say what the function takes."""
+    def _seen(self, shown: _Shown) -> PyTree:
+        # optimistix makes no proper simplex of an array.
+        return [*shown.vector] if isinstance(self._given, optx.NelderMead) else shown.vector
+
+    def _shown_function(self, shown: _Shown) -> Any:
+        """What the solver is to evaluate."""
 
         def function(y: PyTree, args: Any) -> tuple[Any, Any]:
-            output = jax.tree.map(_by_default, self._function(_hidden(y, coordinates))[0])
+            output = jax.tree.map(_by_default, self._function(shown.tree(_vector(y)))[0])
             if isinstance(self._given, optx.NelderMead):  # which takes NaN for the least
                 output = jnp.where(jnp.isnan(output), jnp.inf, output)
             return output, None
 
         return function
 
-    def _begin(self, coordinates: PyTree) -> tuple[str | None, Any]:
+    def _begin(self, shown: _Shown) -> tuple[str | None, Any]:
         """The mode of differentiation, and the solver's state before its first step."""
-        y, function = _shown(coordinates), self._shown_function(coordinates)
+        y, function, coordinates = self._seen(shown), self._shown_function(shown), shown.tree()
         solver = _chosen(self._given, coordinates)
         default = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
         shapes = jax.tree.map(default, self._function.shapes(coordinates)[0])
@@ -255,11 +308,10 @@ class SearchStepper(SolverStepper):
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         with self._advice():
             carry, state, ok = self._solver_step(carry)
-        coordinates = carry.coordinates
-        ending = carry.ending
+        shown, ending = carry.shown, carry.ending
         if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
             # By rounding it may reject for ever a trial point that is no other than the last.
-            rests = _equal(_hidden(state.y_eval, coordinates), coordinates)
+            rests = _equal(shown.at(state.y_eval), shown)
             rests &= (state.num_steps_since_acceptance > 0) & (ending == 0)
             ending = jnp.where(rests, AT_REST, ending)
         if not self._sums_squares:
@@ -268,7 +320,8 @@ class SearchStepper(SolverStepper):
             ok &= _finite(state.y_eval) | _finite(state.descent_state)
         carry = carry._replace(ending=jnp.where(ok, ending, FAILED))
         loss = self._loss(state.f_info.residual) if self._sums_squares else state.f_info.f
-        aux, grads = self.aux(coordinates), _hidden(self._known_gradient(state), coordinates)
+        coordinates = self.coordinates(carry)
+        aux, grads = self.aux(coordinates), shown.tree(self._known_gradient(state))
         return carry, StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
 
     def _known_gradient(self, state: Any) -> PyTree:
@@ -330,21 +383,6 @@ class BestSoFar(Stepper):
 
     def ended(self, carry: PyTree) -> Int[Array, ""] | int:
         return self._inner.ended(carry.inner)
-
-
-# What solvers see of coordinates, and back.
-
-
-def _by_default(x: Array) -> Array:
-    return x.astype(jnp.result_type(float))
-
-
-def _shown(coordinates: PyTree) -> PyTree:
-    return jax.tree.map(_by_default, to_real(coordinates))
-
-
-def _hidden(y: PyTree, coordinates: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), from_real(y, coordinates), coordinates)
 
 
 # A solver's state holds functions besides arrays, which no loop can carry.

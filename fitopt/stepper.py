@@ -59,9 +59,9 @@ class Stepper(abc.ABC):
         """The carry with another learning rate for the updates to come; ValueError if it has none."""
         raise ValueError("this method has no learning rate")
 
-    def result(self, carry: PyTree) -> PyTree:
-        """The coordinates to hand to the user: `coordinates(carry)` itself, or an average of a kind."""
-        return self.coordinates(carry)
+    def result(self, carry: PyTree) -> PyTree | None:
+        """Other coordinates than `coordinates(carry)` to hand to the user, such as an average."""
+        return None
 
 
 class OptaxStepper(Stepper):
@@ -119,13 +119,14 @@ class OptaxStepper(Stepper):
     def set_learning_rate(self, carry: PyTree, rate: PyTree) -> PyTree:
         return carry[0], set_learning_rate(carry[1], rate)
 
-    def result(self, carry: PyTree) -> PyTree:
+    def result(self, carry: PyTree) -> PyTree | None:
         coordinates, state = carry
-        if not line_searches(state):
-            return evaluation_params(state, coordinates)
-        shown = to_real(coordinates)
+        searches = line_searches(state)
+        shown = to_real(coordinates) if searches else coordinates
         result = evaluation_params(state, shown)
-        return coordinates if result is shown else from_real(result, coordinates)
+        if result is shown:
+            return None
+        return from_real(result, coordinates) if searches else result
 
     def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
         return coordinates, forget(carry[1])
