@@ -9,10 +9,10 @@ from .timing import Effort
 # Times as long as theirs that fitopt may take; None for what is its limit.
 _TARGETS = {"trf": 1 / 2, "lm": 1.0, "lmfit": 1 / 3, "optimistix": None}
 _TITLES = {
-    "fitopt": "fitopt: LeastSquares.run",
-    "trf": "scipy: least_squares(method='trf'), exact Jacobian",
-    "lm": "scipy: least_squares(method='lm'), exact Jacobian",
-    "lmfit": "lmfit: minimize",
+    "fitopt": "fitopt: LeastSquares.run, rtol=1e-8",
+    "trf": "scipy: least_squares(method='trf'), jitted exact Jacobian, ftol=xtol=gtol=1e-8",
+    "lm": "scipy: least_squares(method='lm'), jitted exact Jacobian, ftol=xtol=gtol=1e-8",
+    "lmfit": "lmfit: minimize, model in NumPy, finite differences, ftol=xtol=1.5e-8",
     "optimistix": "optimistix: least_squares, the same solver under jit",
 }
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -81,6 +82,15 @@ def load(name: str) -> Problem:
 def problems() -> list[Problem]:
     """All of them, the easier first."""
     return [load(name) for name in MODELS]
+
+
+def in_numpy(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The same model computed by NumPy, for those who fit without JAX.
+
+    >>> in_numpy(saturation)(np.array([0.0, np.inf]), 2.0, 1.0)
+    array([0., 2.])
+    """
+    return FunctionType(model.__code__, {**model.__globals__, "jnp": np})
 
 
 def _find(pattern: str, text: str) -> str:

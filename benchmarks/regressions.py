@@ -25,7 +25,11 @@ Solve = Callable[[], Any]  # returns the values of the parameters
 
 
 def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
-    """Ways to solve a problem: functions of the start, with exact Jacobians but for lmfit's."""
+    """Ways to solve a problem: functions of the start.
+
+    Each as its users have it, with its default tolerances: scipy with a compiled function and exact
+    Jacobian that return NumPy's arrays, lmfit with a model in NumPy and finite differences of its own.
+    """
 
     def residuals(b: Array) -> Array:
         return problem.model(problem.x, *b) - problem.y
@@ -57,8 +61,16 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
         parameters = Parameters()
         for name, value in zip(problem.names, start, strict=True):
             parameters.add(name, value)
-        loss = lambda p: np.asarray(function(np.array([p[name].value for name in problem.names])))
-        return lambda: [minimize(loss, parameters).params[name].value for name in problem.names]
+        model = nist.in_numpy(problem.model)
+
+        def residuals(p: Parameters) -> np.ndarray:
+            return model(problem.x, *p.valuesdict().values()) - problem.y
+
+        def fit() -> list[float]:
+            found = minimize(residuals, parameters).params
+            return [found[name].value for name in problem.names]
+
+        return fit
 
     return {
         "fitopt": fitopt,

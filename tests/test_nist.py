@@ -39,6 +39,14 @@ def test_the_certified_values_give_the_certified_sum_of_squares(problem):
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
+def test_numpy_computes_the_same_model(problem):
+    found = nist.in_numpy(problem.model)(problem.x, *problem.values)
+    assert type(found) is np.ndarray
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(found, problem.model(problem.x, *problem.values), rtol=1e-12)
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=IDS)
 def test_both_starts_come_to_the_certified_values_and_standard_errors(problem):
     opt = LeastSquares(problem.residuals)
     # The residuals of Lanczos1 are 1e-13 of data of about 1: float64 resolves two or three digits of
