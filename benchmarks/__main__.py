@@ -8,7 +8,7 @@ import time
 # Children measure on the same device: none of the processes may take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from . import callbacks, engine, least_squares, memory, optimizers, peers, scalar
+from . import callbacks, engine, large, least_squares, memory, optimizers, peers, scalar
 from .machine import describe
 from .table import markdown
 from .timing import FULL, QUICK
@@ -18,6 +18,7 @@ GROUPS = {
     **callbacks.GROUPS,
     **least_squares.GROUPS,
     **scalar.GROUPS,
+    **large.GROUPS,
     **optimizers.GROUPS,
     "memory": memory.ten_million,
     "peers": peers.compare,
