@@ -232,14 +232,15 @@ def test_the_profile_of_a_line_is_the_parabola_of_its_standard_error(fit):
 def skewed(**changes):
     x = np.concatenate([np.linspace(0, 1, 8, endpoint=False), np.linspace(1, 6, 9)])
     losses = 4 + x - 1 - np.log(np.maximum(x, 1e-9))
-    profile = Profile("x", 0.95, 1.0, 0.1, 5.0, (False, False), (), x, losses, 4.0, 2.0, {})
+    profile = Profile("x", 0.95, 1.0, 0.1, 5.0, (False, False), (), x, losses, 4.0, 2.0, {}, 1.0, 0.5)
     return dataclasses.replace(profile, **changes)
 
 
-def test_the_parabola_has_the_curvature_of_the_profile_at_its_minimum():
-    parabola = plot_profile(skewed()).lines[0]
-    x, rise = parabola.get_xydata().T
-    np.testing.assert_allclose(rise, (x - 1) ** 2 / 2, rtol=0.1, atol=1e-9)
+def test_the_parabola_is_that_of_the_standard_error_whatever_the_profile_is():
+    axes = plot_profile(skewed(standard_error=2.0, unit=3.0))
+    x, rise = axes.lines[0].get_xydata().T
+    np.testing.assert_allclose(rise, 3 * ((x - 1) / 2) ** 2, atol=1e-12)
+    assert labels(axes) == ["parabola of the standard error", "profile"]
 
 
 def test_an_end_at_a_bound_is_called_so():
@@ -253,24 +254,25 @@ def test_an_interval_without_end_is_drawn_as_far_as_it_is_known():
     assert len(axes.collections) == 1
 
 
-def test_a_profile_at_its_edge_has_no_parabola():
-    whole = skewed()
-    half = skewed(values=whole.values[8:], losses=whole.losses[8:], low=1.0, at_bound=(True, False))
-    assert labels(plot_profile(half)) == ["profile"]
+@pytest.mark.parametrize("error", [np.nan, np.inf])
+def test_without_a_standard_error_there_is_no_parabola(error):
+    assert labels(plot_profile(skewed(standard_error=error))) == ["profile"]
 
 
 def circle(level=0.95, radius=1.0, **changes):
     angle = np.linspace(0, 2 * np.pi, 41)
     border = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     border[-1] = border[0]
-    contour = Contour(("a", "b"), level, border, np.zeros(41, bool), 3.0, ())
+    contour = Contour(("a", "b"), level, border, np.zeros(41, bool), 3.0, (), np.array([0.1, -0.2]))
     return dataclasses.replace(contour, **changes)
 
 
 def test_a_contour_is_a_smooth_closed_line_and_more_go_into_the_same_axes():
     axes = plot_contour(circle())
     assert plot_contour(circle(0.68, 0.5), axes) is axes
-    for drawn, radius in zip(axes.lines, (1.0, 0.5), strict=True):
+    borders, best = axes.lines[::2], axes.lines[1]
+    np.testing.assert_array_equal(best.get_xydata(), [[0.1, -0.2]])
+    for drawn, radius in zip(borders, (1.0, 0.5), strict=True):
         np.testing.assert_allclose(np.linalg.norm(drawn.get_xydata(), axis=1), radius, rtol=1e-5)
         np.testing.assert_allclose(drawn.get_xydata()[0], drawn.get_xydata()[-1])
     assert [text.get_text() for text in axes.texts] == ["95 %", "68 %"]

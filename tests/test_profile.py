@@ -214,11 +214,21 @@ def test_a_profile_holds_the_curve_around_its_interval(uncertainty):
     np.testing.assert_allclose(rise, profile.threshold, rtol=0.1)
 
 
+def test_a_profile_carries_the_standard_error_and_the_rise_that_belongs_to_it(line):
+    uncertainty, _, covariance = line
+    profile = uncertainty.profile("w[1]", points=8)
+    assert profile.standard_error == pytest.approx(covariance[1, 1] ** 0.5, rel=1e-9)
+    assert profile.unit == pytest.approx(uncertainty.loss / 18)
+    expected = profile.unit * ((profile.values - profile.value) / profile.standard_error) ** 2
+    np.testing.assert_allclose(profile.losses - profile.best_loss, expected, rtol=1e-5, atol=1e-9)
+
+
 def test_the_contour_of_a_line_is_an_ellipse(line):
     uncertainty, solution, covariance = line
     contour = uncertainty.contour("w[0]", "w[1]", level=0.9, points=12)
     assert contour.points.shape == (13, 2) and not contour.at_bound.any()
     np.testing.assert_array_equal(contour.points[0], contour.points[-1])
+    np.testing.assert_array_equal(contour.values, solution)
     apart = contour.points - solution
     distances = np.einsum("ni,ij,nj->n", apart, np.linalg.inv(covariance), apart)
     np.testing.assert_allclose(distances, 2 * scipy.stats.f.ppf(0.9, 2, 18), rtol=1e-4)

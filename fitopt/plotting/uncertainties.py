@@ -80,9 +80,10 @@ def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axe
 def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
     """Draw how the least loss rises while one number is held away from its best value.
 
-    The dashed parabola has the same curvature at the minimum: it is what a standard error goes by. Where
-    the two differ, the profile is to be trusted. The confidence interval ends where the profile reaches
-    the level that is drawn, or at a bound.
+    The dashed parabola is that of the standard error: what the loss would be if it were a square, as the
+    error takes it to be. Where the two differ, the profile is to be trusted. There is none where the
+    entry has no finite error. The confidence interval ends where the profile reaches the level that is
+    drawn, or at a bound.
 
     **Arguments:**
 
@@ -94,24 +95,22 @@ def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
     **Raises:** `ImportError` without matplotlib.
 
     >>> x = np.linspace(-2.5, 2.5, 11)
-    >>> gaussian = Profile("x", 0.95, 0.0, -1.96, 1.96, (False, False), (), x, x**2 / 2, 0.0, 1.92, {})
-    >>> [text.get_text() for text in plot_profile(gaussian).texts]
+    >>> ends = -1.96, 1.96, (False, False)
+    >>> gaussian = Profile("x", 0.95, 0.0, *ends, (), x, x**2 / 2, 0.0, 1.92, {}, 1.0, 0.5)
+    >>> axes = plot_profile(gaussian)
+    >>> [text.get_text() for text in axes.texts]
     ['95 %', '-1.96 to 1.96']
+    >>> [text.get_text() for text in axes.get_legend().texts]
+    ['parabola of the standard error', 'profile']
     """
     axes = new_axes("plot_profile") if ax is None else ax
     rise = np.maximum(profile.losses - profile.best_loss, 0)
     best = profile.values[np.argmin(rise)]
     away = np.sign(profile.values - best) * np.sqrt(rise)
     fine = np.linspace(profile.values[0], profile.values[-1], _FINE)
-    curvature = _curvature(profile.values - best, rise, profile.threshold)
-    if curvature is not None:
-        axes.plot(
-            fine,
-            curvature * (fine - best) ** 2,
-            "--",
-            color=GREY,
-            label="parabola of the same curvature",
-        )
+    if 0 < profile.standard_error < np.inf:
+        parabola = profile.unit * ((fine - profile.value) / profile.standard_error) ** 2
+        axes.plot(fine, parabola, "--", color=GREY, label="parabola of the standard error")
     axes.plot(fine, np.interp(fine, profile.values, away) ** 2, color=BLUE, label="profile")
     axes.plot(profile.values, rise, ".", color=BLUE, markersize=4)
     _mark_level(axes, profile, np.interp(np.asarray(profile), profile.values, rise))
@@ -140,20 +139,10 @@ def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"])
     axes.annotate(span(profile.low, profile.high), (middle, profile.threshold), color=ORANGE, **text)
 
 
-def _curvature(
-    distance: Float[np.ndarray, " points"], rise: Float[np.ndarray, " points"], threshold: float
-) -> float | None:
-    """The factor of the square in a polynomial through the points next to the minimum, if it is one."""
-    near = rise < threshold / 3
-    if min(np.sum(distance[near] < 0), np.sum(distance[near] > 0)) < 2:
-        return None
-    size = np.abs(distance[near]).max()
-    powers = (distance[near] / size)[:, None] ** [2, 3, 4]
-    return float(np.linalg.lstsq(powers, rise[near])[0][0]) / size**2
-
-
 def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
-    """Draw the region in which two numbers lie together; several levels go into the same axes.
+    """Draw the region in which two numbers lie together, and a cross at their fitted values.
+
+    Several levels go into the same axes.
 
     **Arguments:**
 
@@ -167,7 +156,7 @@ def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
     >>> angle = np.linspace(0, 2 * np.pi, 41)
     >>> circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     >>> circle[-1] = circle[0]
-    >>> region = Contour(("a", "b"), 0.95, circle, np.zeros(41, bool), 3.0, ())
+    >>> region = Contour(("a", "b"), 0.95, circle, np.zeros(41, bool), 3.0, (), np.zeros(2))
     >>> plot_contour(region).get_xlabel()
     'a'
     """
@@ -175,6 +164,7 @@ def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
     points = _smooth(contour)
     axes.fill(*points.T, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(*points.T, color=BLUE, linewidth=1.2)
+    axes.plot(*contour.values, "+", color=BLUE, markersize=7)
     known = points[np.isfinite(points).all(axis=1)]
     if len(known):
         top = known[np.argmax(known[:, 1])]

@@ -62,6 +62,8 @@ class Profile(Interval):
     - `best_loss`: the least of all
     - `threshold`: by how much the loss has risen at the ends of the interval
     - `others`: for the names of the other entries what was fitted there, shape `(points,)`
+    - `standard_error`: of the entry, as the `Uncertainty` has it; infinite or NaN where there is none
+    - `unit`: by how much the loss rises at one standard error
     """
 
     values: Float[np.ndarray, " points"]
@@ -69,6 +71,8 @@ class Profile(Interval):
     best_loss: float
     threshold: float
     others: dict[str, Float[np.ndarray, " points"]]
+    standard_error: float
+    unit: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +86,7 @@ class Contour:
         enough; shape `(points,)`
     - `threshold`: by how much the loss has risen at the others
     - `messages`: sentences on what went wrong, a tuple
+    - `values`: the fitted values of the two, shape `(2,)`
     """
 
     names: tuple[str, str]
@@ -90,6 +95,7 @@ class Contour:
     at_bound: Bool[np.ndarray, " points"]
     threshold: float
     messages: tuple[str, ...]
+    values: Float[np.ndarray, "2"]
 
 
 def interval(likelihood: Likelihood, row: int, level: float) -> Interval:
@@ -150,6 +156,8 @@ def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Prof
             for i, name in enumerate(entries.names)
             if i != row
         },
+        standard_error=float(likelihood.errors[row]),
+        unit=likelihood.unit,
     )
 
 
@@ -189,6 +197,7 @@ def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points:
         at_bound=np.array([*at_bound, at_bound[0]]),
         threshold=likelihood.unit * likelihood.quantile(level, 2),
         messages=messages,
+        values=likelihood.values[pair],
     )
 
 
