@@ -238,7 +238,7 @@ class OptaxOptimizer(Fitter):
         given = self._derivatives, self._problem.evaluate, float(errordef), final_state, mode
         if parameters is None:
             return estimation.of_loss(*given)
-        from .uncertainty import matrix_free  # brings lineax with it
+        from .uncertainty import matrix_free
 
         return matrix_free.of_some(*given, parameters)
 

@@ -429,6 +429,54 @@ def test_some_errors_come_without_a_hessian(many):
         opt.uncertainty(state, parameters=["v"])
 
 
+def test_some_errors_of_very_many_numbers_come_in_single_precision():
+    n = 200_000
+    with jax.enable_x64(False):
+        sizes = np.exp(np.random.default_rng(0).normal(size=n)).astype(np.float32)
+
+        def loss(state):
+            w = state["w"]
+            return jnp.sum(sizes * w**2) / 2 + jnp.sum((w[1:] - w[:-1]) ** 2) / 2
+
+        state = {"w": Parameter("w", np.zeros(n, np.float32))}
+        opt = OptaxOptimizer(loss, optax.sgd(0.1))
+        some = opt.uncertainty(state, parameters=["w[0]", "w[7]"])
+    # What is far away does not matter, so the first 60 are enough.
+    hessian = np.diag(sizes[:60].astype(float) + 2) - np.eye(60, k=1) - np.eye(60, k=-1)
+    hessian[0, 0] -= 1
+    expected = np.linalg.inv(hessian)[np.ix_([0, 7], [0, 7])]
+    np.testing.assert_allclose(some.covariance, expected, rtol=1e-4, atol=1e-5)
+    assert not some.messages
+
+
+def ill_conditioned(decades, dtype):
+    """A loss whose Hessian has eigenvalues over so many decades, a state, and the inverse's diagonal."""
+    directions, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))
+    sizes = np.logspace(0, -decades / 2, 60)
+    root = (sizes[:, None] * directions.T).astype(dtype)
+    loss = lambda s: jnp.sum((root @ s["w"]) ** 2) / 2
+    return loss, {"w": Parameter("w", np.zeros(60, dtype))}, np.sum((directions / sizes) ** 2, axis=1)
+
+
+def test_what_single_precision_cannot_tell_is_said():
+    with jax.enable_x64(False):
+        loss, state, _ = ill_conditioned(8, np.float32)
+        some = OptaxOptimizer(loss, optax.sgd(0.1)).uncertainty(state, parameters=["w[0]"])
+    assert some.standard_errors["w"][0] == np.inf and some.undetermined == ("w[0]",)
+    assert "single precision may be at fault" in some.messages[1]
+    loss, state, variances = ill_conditioned(8, np.float64)
+    some = OptaxOptimizer(loss, optax.sgd(0.1)).uncertainty(state, parameters=["w[0]"])
+    assert some.standard_errors["w"][0] == pytest.approx(variances[0] ** 0.5, rel=1e-4)
+    assert not some.messages
+
+
+def test_errors_that_are_only_roughly_known_are_named():
+    loss, state, variances = ill_conditioned(12, np.float64)
+    some = OptaxOptimizer(loss, optax.sgd(0.1)).uncertainty(state, parameters=["w[3]"])
+    assert some.standard_errors["w"][3] == pytest.approx(variances[3] ** 0.5, rel=0.1)
+    assert some.messages == ("only roughly known, as conjugate gradients came no closer: w[3]",)
+
+
 def test_the_dense_hessian_gives_the_same(many):
     opt, state, expected = many
     dense = opt.uncertainty(state)

@@ -37,6 +37,22 @@ def about(
     return messages
 
 
+def rough(
+    names: Sequence[str],
+    is_rough: Bool[np.ndarray, " n"],
+    is_open: Bool[np.ndarray, " n"],
+    is_single: bool,
+) -> list[str]:
+    """What conjugate gradients could not tell well, or not at all in single precision."""
+    some = [name for name, one in zip(names, is_rough, strict=True) if one]
+    messages = []
+    if some:
+        messages.append(f"only roughly known, as conjugate gradients came no closer: {listed(some)}")
+    if is_single and (some or is_open.any()):
+        messages.append("single precision may be at fault: compute the errors in double precision")
+    return messages
+
+
 def not_there(
     names: Sequence[str],
     values: Float[np.ndarray, " n"],
