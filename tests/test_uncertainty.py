@@ -253,6 +253,15 @@ def test_complex_parameters_have_errors_of_both_parts():
     assert error == pytest.approx(np.hypot(0.5, 0.25) + 0.5j)
 
 
+def test_a_part_of_a_complex_parameter_that_is_not_determined_leaves_the_other_its_error():
+    opt = LeastSquares(lambda s: 2.0 * s["z"].real - jnp.ones(2), sigma=1.0, absolute_sigma=True)
+    uncertainty = opt.uncertainty({"z": Parameter("z", 0.5 + 0j)})
+    _, propagated = uncertainty.propagate(lambda s: s["z"])
+    for error in (uncertainty.standard_errors["z"], propagated):
+        assert error.real == pytest.approx(8**-0.5) and error.imag == np.inf
+    assert uncertainty.undetermined == ("z.imag",)
+
+
 def test_float32_gives_what_it_can(fitted):
     exact = LeastSquares(residuals).uncertainty(fitted)
     with jax.enable_x64(False):

@@ -138,7 +138,7 @@ class Entries:
             reals = np.full((1 + is_complex) * math.prod(block.shape), np.nan)
             reals[block.fitted] = entries[block.values]
             parts = reals.reshape(-1, *block.shape)
-            arrays.append(np.asarray(parts[0] + 1j * parts[1] if is_complex else parts[0]))
+            arrays.append(joined(*parts) if is_complex else np.asarray(parts[0]))
         return arrays
 
     def tree(self, arrays: Sequence[Any]) -> Any:
@@ -190,6 +190,17 @@ class Entries:
         reals = jnp.zeros(_reals(like), jnp.finfo(like.dtype).dtype)
         where = block.fitted if block.spec.bijection.elementwise else np.arange(reals.size)
         return _join(reals.at[where].set(part.astype(reals.dtype)), like.shape, like.dtype)
+
+
+def joined(real: Float[np.ndarray, "*shape"], imag: Float[np.ndarray, "*shape"]) -> np.ndarray:
+    """Complex numbers of their parts; by `real + 1j * imag` those with an infinite part would be NaN.
+
+    >>> joined(np.array(1.0), np.array(np.inf))
+    array(1.+infj)
+    """
+    numbers = np.empty(np.shape(real), complex)
+    numbers.real, numbers.imag = real, imag
+    return numbers
 
 
 def _reals(x: Any) -> int:

@@ -13,7 +13,7 @@ from ..line_search import to_real
 from ..partition import flatten
 from . import covariance, notes
 from . import profile as profiles
-from .entries import Entries, precision_of
+from .entries import Entries, joined, precision_of
 from .likelihood import Likelihood
 
 
@@ -130,7 +130,7 @@ class Uncertainty:
             here = inverse._replace(factor=rows[:, :determined], open=rows[:, determined:])
             errors = covariance.errors(here, likelihood.spread, likelihood.tolerance)
             errors = errors.reshape(moved.shape[1:])
-            return errors[0] + 1j * errors[1] if np.iscomplexobj(like) else errors
+            return joined(*errors) if np.iscomplexobj(like) else errors
 
         return output, jax.tree.map(error, moved, output)
 
