@@ -34,6 +34,11 @@ def check_optimizer(optimizer: Any) -> Any:
     if isinstance(optimizer, optax.MultiSteps):
         update: Any = optimizer.update
         return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation or a minimiser of optimistix, "
+            f"got the class {optimizer.__name__}; {_instance(optimizer)}"
+        )
     if callable(optimizer) and not hasattr(optimizer, "init"):
         name = getattr(optimizer, "__name__", repr(optimizer))
         raise TypeError(
@@ -43,6 +48,16 @@ def check_optimizer(optimizer: Any) -> Any:
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
     return optimizer
+
+
+def _instance(optimizer: type) -> str:
+    """How to make what can be used of a class."""
+    if not (optimistix := sys.modules.get("optimistix")):
+        return "call it"
+    call = f"{optimizer.__name__}(rtol, atol)"
+    if issubclass(optimizer, optimistix.AbstractLeastSquaresSolver):
+        return f"for least squares use fitopt.LeastSquares(residuals, {call})"
+    return f"call it: {call}" if issubclass(optimizer, optimistix.AbstractMinimiser) else "call it"
 
 
 def check_callbacks(callback: Any) -> tuple[Any, ...]:

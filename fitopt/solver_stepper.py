@@ -31,10 +31,11 @@ def check_solver(solver: Any) -> Any:
     if solver is None or isinstance(solver, optx.AbstractLeastSquaresSolver):
         return solver
     hint = ""
-    if isinstance(solver, type):
-        hint = f"; make one: {solver.__name__}(rtol, atol)"
-    elif hasattr(solver, "update") or isinstance(solver, optx.AbstractMinimiser):
-        hint = "; this one minimises a scalar loss, for which there is fitopt.OptaxOptimizer"
+    kind = solver if isinstance(solver, type) else type(solver)
+    if issubclass(kind, optx.AbstractLeastSquaresSolver):
+        hint = f"; call it: {kind.__name__}(rtol, atol)"
+    elif callable(solver) or hasattr(solver, "update") or issubclass(kind, optx.AbstractMinimiser):
+        hint = "; for one that minimises a scalar loss there is fitopt.OptaxOptimizer(loss, optimizer)"
     raise TypeError(f"solver must be a least-squares solver of optimistix, got {solver!r}{hint}")
 
 

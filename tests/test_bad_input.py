@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optimistix
 import pytest
 
 from fitopt import HostCallback, OptaxOptimizer, Parameter
@@ -42,6 +43,21 @@ TABLE = {
         lambda: fit(optimizer=optax.adam),
         TypeError,
         r"optimizer must be.*function adam.*adam\(learning_rate\)",
+    ),
+    "optimizer a class of optimistix": (
+        lambda: fit(optimizer=optimistix.BFGS),
+        TypeError,
+        r"optimizer must be.*class BFGS; call it: BFGS\(rtol, atol\)",
+    ),
+    "optimizer a class for least squares": (
+        lambda: fit(optimizer=optimistix.LevenbergMarquardt),
+        TypeError,
+        r"class LevenbergMarquardt.*fitopt.LeastSquares\(residuals, LevenbergMarquardt\(rtol, atol\)\)",
+    ),
+    "optimizer a class of optax": (
+        lambda: fit(optimizer=optax.MultiSteps),
+        TypeError,
+        "optimizer must be.*class MultiSteps; call it",
     ),
     "optimizer a number": (lambda: fit(optimizer=0.1), TypeError, "optimizer must be.*0.1"),
     "has_aux a string": (lambda: fit(has_aux="yes"), TypeError, "has_aux must be.*'yes'"),

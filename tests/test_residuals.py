@@ -346,7 +346,13 @@ TABLE = {
     "solver a class": (
         lambda: run(solver=optx.LevenbergMarquardt),
         TypeError,
-        r"LevenbergMarquardt.*make one: LevenbergMarquardt\(rtol, atol\)",
+        r"LevenbergMarquardt.*call it: LevenbergMarquardt\(rtol, atol\)",
+    ),
+    "a function of optax": (lambda: run(solver=optax.adam), TypeError, "adam.*fitopt.OptaxOptimizer"),
+    "the class of a minimiser": (
+        lambda: run(solver=optx.BFGS),
+        TypeError,
+        "least-squares solver.*BFGS.*fitopt.OptaxOptimizer",
     ),
     "solver of optax": (lambda: run(solver=optax.adam(0.1)), TypeError, "fitopt.OptaxOptimizer"),
     "a minimiser": (lambda: run(solver=optx.BFGS(1e-5, 1e-5)), TypeError, "fitopt.OptaxOptimizer"),
