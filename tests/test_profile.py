@@ -141,6 +141,7 @@ def test_a_parameter_on_a_bound_is_free_to_leave_it_while_others_are_held():
     intervals = uncertainty.confidence_intervals()
     assert uncertainty.at_bound == ("C",)
     assert intervals["C"].low == 0.7 and intervals["C"].at_bound == (True, False)
+    assert not any(interval.messages for interval in intervals.values())
     # An independent search: where the least loss over all else, in bounds, has risen as far.
     rise = uncertainty.variance * scipy.stats.f.ppf(0.95, 1, uncertainty.degrees_of_freedom)
     for end in intervals["k"]:

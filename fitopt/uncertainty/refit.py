@@ -15,7 +15,7 @@ from . import covariance, notes
 from .entries import Entries, precision_of
 from .likelihood import Likelihood
 
-_MOST_STEPS = 100
+_MOST_STEPS = 500
 _BETTER = 1e-2  # of the unit: what is less than the best by more is another minimum
 
 
