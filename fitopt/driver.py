@@ -122,11 +122,11 @@ class Run:
             point.programs.averages = point.programs.loop.averages(self.carry, point.start, point.fixed)
         self.may_run_ahead &= not point.programs.averages
         with contextlib.ExitStack() as stack:
-            hosts = [
-                Host(place, one, cadence(one) is None, due(one), stack.enter_context(open_host(one, Fit(self))))
-                for place, one in enumerate(self.callbacks)
-                if not isinstance(one, Callback)
-            ]
+            hosts = []
+            for place, one in enumerate(self.callbacks):
+                if not isinstance(one, Callback):
+                    function = stack.enter_context(open_host(one, Fit(self)))
+                    hosts.append(Host(place, one, cadence(one) is None, due(one), function))
             limit = min(self.pace.first(), self.until_due())
             stretch = self.dispatch(limit) if limit else None
             while stretch is not None:
@@ -218,7 +218,7 @@ class Run:
         return steps, None if code == RUNNING else code - FIRST_CALLBACK
 
     def dispatch(self, limit: int, first: int | None = None) -> Stretch:
-        """Start a stretch from the carry, whose large arrays are gone after that; does not wait for it."""
+        """Start a stretch from the carry, which must not be used again; does not wait for it."""
         span = np.array([self.done if first is None else first, limit], np.int32)
         point, carry = self.point, self.carry
         return point.programs.advance(carry.large, carry.small, point.start, point.fixed, span)

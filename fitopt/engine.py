@@ -30,7 +30,7 @@ from .history import History
 from .loop import Endings, Loop, Problem, Programs
 from .partition import Flat, Layout, flatten
 from .resume import BadPoint
-from .stepper import Objective, OptaxStepper, Stepper
+from .stepper import MakeStepper, Objective, OptaxStepper, Values
 
 if TYPE_CHECKING:
     from .uncertainty.result import Uncertainty
@@ -48,7 +48,7 @@ class Fitter:
         self,
         callback: Any,
         evaluate: Callable[[Any], tuple[Any, Any]],
-        make_stepper: Callable[[Objective, str | None, PyTree], Stepper],
+        make_stepper: MakeStepper,
         endings: Endings | None = None,
         follows: bool = False,
     ):
@@ -248,6 +248,10 @@ def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Ar
 
 
 def _optax_stepper(
-    optimizer: optax.GradientTransformation, objective: Objective, mode: str | None, names: PyTree
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    mode: str | None,
+    names: PyTree,
+    values: Values,
 ) -> OptaxStepper:
     return OptaxStepper(objective, optimizer, mode or "rev", names)

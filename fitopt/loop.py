@@ -18,7 +18,7 @@ from .checks import check_update
 from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
 from .snapshot import Packed, Snapshot
-from .stepper import Objective, Stepper
+from .stepper import MakeStepper, Objective, Stepper
 
 # How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
 # the problem's endings are counted on from there.
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
     evaluate: Callable[[Any], tuple[Any, Any]]  # the plain state -> (loss or residuals, aux)
-    make_stepper: Callable[[Objective, str | None, PyTree], Stepper]  # of objective, mode and names
+    make_stepper: MakeStepper
     callbacks: tuple[Callback, ...]
     uses: tuple[str, ...]  # fields of StepInfo: what host callbacks look at
     endings: Endings | None = None  # why the method itself may end a fit
@@ -89,7 +89,9 @@ class Loop:
 
     def stepper(self, start: Sequence[Array], fixed: Sequence[Any]) -> Stepper:
         names = self.layout.free_tree([spec.name for spec in self.layout.specs])
-        return self.problem.make_stepper(self._objective(start, fixed), self.mode, names)
+        bends = any(spec.is_bounded or spec.transform is not None for spec in self.layout.specs)
+        values = (lambda coordinates: self.values(coordinates, start)) if bends else None
+        return self.problem.make_stepper(self._objective(start, fixed), self.mode, names, values)
 
     def _objective(self, start: Sequence[Array], fixed: Sequence[Any]) -> Objective:
         def objective(coordinates: PyTree) -> tuple[Array, Any]:
@@ -309,7 +311,7 @@ class Loop:
     def settle(
         self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
     ) -> tuple[Snapshot, list[Array], list[Array]]:
-        """The carry, moved to the values that the user gets, copies of its large arrays; these values."""
+        """The carry at the values that the user gets, copies of its large arrays, and these values."""
         stepper = self.stepper(start, fixed)
         method, callbacks = snapshot.restore(carry)
         result = stepper.result(method)

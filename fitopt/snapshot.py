@@ -103,6 +103,6 @@ def fill(small: Packed, arrays: list[Array], large: list[Array]) -> PyTree:
 
 
 def look_into(snapshot: Snapshot) -> PyTree:
-    """The pytree that a snapshot was taken of, with NumPy arrays where they are small: runs no program."""
+    """The pytree that a snapshot was taken of; runs no program, and small arrays are NumPy's."""
     joined: dict[str, Any] = {group: np.asarray(x) for group, x in snapshot.small.joined.items()}
     return restore(Snapshot(dataclasses.replace(snapshot.small, joined=joined), snapshot.large))

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .callback import StepInfo
 from .differentiation import value_and_gradient
 from .line_search import from_real, to_real
-from .stepper import Objective, Stepper
+from .stepper import Objective, Stepper, Values
 
 CONVERGED, AT_REST, FAILED = 1, 2, 3
 
@@ -92,18 +92,22 @@ class _TracedOnce:
         return self._trace(coordinates)[1]
 
 
-def make(solver: Any, objective: Objective, mode: str | None, names: PyTree) -> Stepper:
+def make(
+    solver: Any, objective: Objective, mode: str | None, names: PyTree, values: Values
+) -> "SolverStepper | BestSoFar":
     """What a Problem needs of a solver."""
-    return _stepper(solver, _TracedOnce(objective), mode)
+    return _stepper(solver, _TracedOnce(objective), mode, values)
 
 
-def _stepper(solver: Any, function: _TracedOnce, mode: str | None) -> "SolverStepper | BestSoFar":
+def _stepper(
+    solver: Any, function: _TracedOnce, mode: str | None, values: Values
+) -> "SolverStepper | BestSoFar":
     if isinstance(solver, optx.GoldenSearch):
         raise ValueError("GoldenSearch needs an interval to search, which a state does not have")
     if isinstance(solver, _BEST_SO_FAR):
-        return BestSoFar(_stepper(solver.solver, function, mode))
+        return BestSoFar(_stepper(solver.solver, function, mode, values))
     searches = solver is None or isinstance(solver, _SEARCHES)
-    return (SearchStepper if searches else SolverStepper)(function, solver, mode)
+    return (SearchStepper if searches else SolverStepper)(function, solver, mode, values)
 
 
 def _by_default(x: Array) -> Array:
@@ -168,10 +172,11 @@ class SolverStepper(Stepper):
     Solvers know real numbers of the default precision alone: what they see is converted.
     """
 
-    def __init__(self, function: _TracedOnce, solver: Any, mode: str | None):
+    def __init__(self, function: _TracedOnce, solver: Any, mode: str | None, values: Values):
         self._function = function
         self._given = solver
         self._mode = mode
+        self._values = values
         self._sums_squares = solver is None or isinstance(solver, optx.AbstractLeastSquaresSolver)
 
     def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
@@ -307,9 +312,12 @@ class SearchStepper(SolverStepper):
         return super().init(coordinates)._replace(begun=None)
 
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
+        last = carry
         with self._advice():
             carry, state, ok = self._solver_step(carry)
         shown, ending = carry.shown, carry.ending
+        if self._values is not None:
+            ending = jnp.where(self._settled(last, carry), CONVERGED, ending)
         if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
             # By rounding it may reject for ever a trial point that is no other than the last.
             rests = _equal(shown.at(state.y_eval), shown)
@@ -324,6 +332,26 @@ class SearchStepper(SolverStepper):
         coordinates = self.coordinates(carry)
         aux, grads = self.aux(coordinates), shown.tree(self._known_gradient(state))
         return carry, StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
+
+    def _settled(self, last: _Carry, carry: _Carry) -> Array:
+        """Whether an accepted step has passed the solver's own test of convergence in values.
+
+        Solvers make it in coordinates, which on the way to a bound have no end.
+        """
+        assert self._values is not None
+        values, solver = self._values, _chosen(self._given, self.coordinates(carry))
+        output = ".f_info.residual" if self._sums_squares else ".f_info.f"
+
+        def small(new: PyTree, old: PyTree) -> Array:
+            ratio = lambda x, y: jnp.abs(x - y) / (solver.atol + solver.rtol * jnp.abs(x))
+            return solver.norm(jax.tree.map(ratio, new, old)) < 1
+
+        def both(of: Callable[[_Carry], PyTree]) -> Array:
+            return small(of(carry), of(last))
+
+        settled = both(lambda carry: _Shown.of(values(self.coordinates(carry))).vector)
+        settled &= both(lambda carry: {k: x for k, x in carry.solver.items() if k.startswith(output)})
+        return settled & ~_equal(carry.shown, last.shown)
 
     def _known_gradient(self, state: Any) -> PyTree:
         info = state.f_info

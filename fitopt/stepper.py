@@ -19,6 +19,12 @@ from .optimizers.lookahead import evaluation_params
 
 Objective = Callable[[PyTree], tuple[Any, Any]]  # coordinates -> (loss or residuals, aux)
 
+Values = Callable[[PyTree], PyTree] | None  # coordinates -> values; None if they differ by scales alone
+
+# Of the objective, the mode of differentiation, the Parameters' names in the structure of the
+# coordinates, and what turns coordinates into values.
+MakeStepper = Callable[[Objective, str | None, PyTree, Values], "Stepper"]
+
 
 class Stepper(abc.ABC):
     """A method of minimisation, one step at a time; all of it is traced."""

@@ -211,6 +211,28 @@ def test_callbacks_stop_the_fit(callback, steps, reason):
     assert history["n_steps"] == steps and reason in history["stop_reason"]
 
 
+def test_a_fit_whose_optimum_lies_at_bounds_converges_to_that_of_scipy():
+    x = np.linspace(0, 4, 20)
+    y = 2.5 * np.exp(-1.3 * x) + 0.5 + 0.2 * np.random.default_rng(0).normal(size=20)
+    with jax.enable_x64(True):
+        state = {
+            "A": Parameter("A", 2.0),
+            "k": Parameter("k", 1.0, lower=0.0, upper=1.1),
+            "C": Parameter("C", 0.8, lower=0.7),
+        }
+        opt = LeastSquares(lambda s: s["A"] * jnp.exp(-s["k"] * x) + s["C"] - y)
+        fitted, history = opt.run(state, 1000)
+    assert "converged" in history["stop_reason"]
+    expected = scipy.optimize.least_squares(
+        lambda p: p[0] * np.exp(-p[1] * x) + p[2] - y,
+        [2.0, 1.0, 0.8],
+        bounds=([-np.inf, 0.0, 0.7], [np.inf, 1.1, np.inf]),
+        **dict.fromkeys(["ftol", "xtol", "gtol"], 1e-15),
+    )
+    np.testing.assert_allclose([float(fitted[name]) for name in "AkC"], expected.x, rtol=1e-7)
+    assert history["final_loss"] == pytest.approx(2 * expected.cost, rel=1e-7)
+
+
 def test_keep_best_returns_the_best_point_of_a_solver_that_gets_worse():
     fit = LeastSquares(lambda s: jnp.arctan(s["x"]) + 0.2, GAUSS_NEWTON, callbacks.KeepBest())
     fitted, history = fit.run({"x": Parameter("x", -1.9)}, 5)  # so far off Newton's method diverges
