@@ -294,8 +294,10 @@ def test_it_says_what_it_cannot_do(uncertainty, line):
         uncertainty.contour("A", "A")
     opt = OptaxOptimizer(lambda s: -jnp.sum(jnp.log(s["p"])), optax.sgd(0.1))
     probabilities = opt.uncertainty({"p": Parameter("p", [0.5, 0.5], transform=Simplex())})
-    with pytest.raises(ValueError, match="does not act entry by entry"):
-        probabilities.profile("p[0]")
+    message = r"p\[0\] cannot be held alone: the transform of Parameter 'p' does not act entry by entry"
+    for ask in (lambda: probabilities.profile("p[0]"), probabilities.confidence_intervals):
+        with pytest.raises(ValueError, match=f"{message}.*propagate.*parameters="):
+            ask()
 
 
 def test_single_precision_is_enough_for_three_digits(uncertainty):

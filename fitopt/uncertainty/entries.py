@@ -102,6 +102,11 @@ class Entries:
         """Whether each move moves one entry, in the same order."""
         return bool(np.all(self.move_of >= 0))
 
+    def owner(self, row: int) -> str:
+        """The name of the Parameter that an entry belongs to."""
+        blocks = zip(self.parameters, self._blocks, strict=True)
+        return next(name for name, block in blocks if row < block.values.stop)
+
     def select(self, names: Sequence[str]) -> list[str]:
         """The names of entries; that of a Parameter stands for all of its entries."""
         selected = []

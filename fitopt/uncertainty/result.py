@@ -146,7 +146,8 @@ class Uncertainty:
         **Returns:** a `fitopt.uncertainty.Profile`.
 
         **Raises:** `KeyError` if there is no such entry; `ValueError` if it cannot be held alone, as the
-        transform of its Parameter does not act entry by entry.
+        transform of its Parameter (`Simplex`, `Ordered`, `PositiveDefinite`) does not act entry by
+        entry. There are its `standard_errors`, and `propagate` for functions of it.
         """
         return profiles.profile(self._whole(), self._row(name), _checked(level), points)
 
@@ -169,7 +170,8 @@ class Uncertainty:
 
         A `RuntimeWarning` tells when a better minimum is found on the way.
 
-        **Raises:** `KeyError` if there is no such entry, `ValueError` if it cannot be held alone.
+        **Raises:** `KeyError` if there is no such entry, `ValueError` if it cannot be held alone, as
+        for `profile`; name the others in `parameters`.
 
         >>> import jax.numpy as jnp
         >>> from fitopt import LeastSquares, Parameter
@@ -221,8 +223,10 @@ class Uncertainty:
         row = self.names.index(name)
         if entries.move_of[row] < 0:
             raise ValueError(
-                f"{name} cannot be held alone: its Parameter has a transform that does not act entry by "
-                "entry; name the others with parameters=[...]"
+                f"{name} cannot be held alone: the transform of Parameter {entries.owner(row)!r} does "
+                "not act entry by entry, so its entries move together; take standard_errors or propagate"
+                " for it, or profile Parameters that have no such transform: those can be named in "
+                "confidence_intervals(parameters=[...])"
             )
         return row
 
