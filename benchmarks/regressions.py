@@ -45,7 +45,12 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
 
     def fitopt(start: np.ndarray) -> Solve:
         state = problem.state(start)
-        return lambda: [ours.run(state)[0][name].value for name in problem.names]
+
+        def fit() -> list[Array]:
+            fitted, _ = ours.run(state)
+            return [fitted[name].value for name in problem.names]
+
+        return fit
 
     def scipy(method: str) -> Callable[[np.ndarray], Solve]:
         f, jac = (lambda b: np.asarray(function(b))), (lambda b: np.asarray(jacobian(b)))
