@@ -1,6 +1,7 @@
 """Fit the parameters of JAX models to data."""
 
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from . import callbacks as callbacks
 from . import optimizers as optimizers
@@ -27,4 +28,15 @@ from .reporting import report as report
 from .stateful import Optimizer as Optimizer
 from .uncertainty import Uncertainty as Uncertainty
 
+if TYPE_CHECKING:
+    from .levenberg_marquardt import LevenbergMarquardt as LevenbergMarquardt
+
 __version__ = version("fitopt")
+
+
+def __getattr__(name: str) -> Any:
+    if name == "LevenbergMarquardt":  # not before it is asked for: it brings optimistix with it
+        from .levenberg_marquardt import LevenbergMarquardt
+
+        return LevenbergMarquardt
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

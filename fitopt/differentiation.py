@@ -1,4 +1,4 @@
-"""Value and gradient of a loss, in reverse and in forward mode."""
+"""Value and gradient of a loss, in reverse and in forward mode; matrices of linear maps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PyTree
 
 MODES = ("rev", "fwd")
+
+# So many directions at once: enough to keep the processor busy, few enough to bound the memory.
+_AT_ONCE = 128
 
 
 def value_and_gradient(
@@ -71,3 +74,18 @@ def _forward(function: Callable) -> Callable:
         return (value, aux), jax.tree.unflatten(treedef, grads)
 
     return run
+
+
+def along_basis(product: Callable[[Array], Array], n: int, dtype: np.dtype) -> Float[Array, "n *output"]:
+    """A linear map applied to the n unit vectors, many at a time."""
+    batches = -(-n // _AT_ONCE)
+    size = -(-n // batches)
+
+    def batch(first: Array) -> Array:
+        indices = first + jnp.arange(size)
+        return jax.vmap(lambda i: product(jax.nn.one_hot(i, n, dtype=dtype)))(indices)
+
+    if batches == 1:
+        return batch(jnp.zeros((), int))
+    rows = jax.lax.map(batch, size * jnp.arange(batches))
+    return rows.reshape(-1, *rows.shape[2:])[:n]

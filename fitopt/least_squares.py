@@ -35,8 +35,8 @@ class LeastSquares(Fitter):
     - `residuals`: a function of the state that returns what should be small: an array or a pytree of
         arrays, such as model - data; or `(residuals, aux)` with `has_aux=True`. It gets the state with
         plain arrays in place of Parameters.
-    - `solver`: a least-squares solver of optimistix; by default `optimistix.LevenbergMarquardt` with
-        rtol=1e-8 and atol=1e-12 in double precision, 1e-5 and 1e-8 in single.
+    - `solver`: a least-squares solver of optimistix; by default `fitopt.LevenbergMarquardt` with
+        rtol=1e-8 in double precision and 1e-5 in single.
     - `callback`: one callback or a list of them, as for `fitopt.OptaxOptimizer`.
     - `has_aux`: whether `residuals` returns auxiliary data besides.
     - `sigma`: the standard deviation of each datum, by which its residual is divided: a number, an

@@ -17,12 +17,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .callback import StepInfo
 from .differentiation import value_and_gradient
+from .levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtState
 from .line_search import from_real, to_real
 from .stepper import Objective, Stepper, Values
 
 CONVERGED, AT_REST, FAILED = 1, 2, 3
 
-_SEARCHES = (optx.AbstractGaussNewton, optx.AbstractQuasiNewton, optx.AbstractGradientDescent)
+_SEARCHES = (
+    LevenbergMarquardt,
+    optx.AbstractGaussNewton,
+    optx.AbstractQuasiNewton,
+    optx.AbstractGradientDescent,
+)
 _BEST_SO_FAR = (optx.BestSoFarLeastSquares, optx.BestSoFarMinimiser)
 
 
@@ -40,11 +46,7 @@ def check_solver(solver: Any) -> Any:
 
 
 def _chosen(solver: Any, coordinates: PyTree) -> Any:
-    """The solver itself, or the default in the precision of the coordinates.
-
-    These tolerances solve all 54 of NIST's nonlinear regressions to six digits; atol is small since
-    parameters may be.
-    """
+    """The solver itself, or the default in the precision of the coordinates."""
     if solver is not None:
         return solver
     return _default(any(jnp.finfo(x.dtype).bits >= 64 for x in jax.tree.leaves(coordinates)))
@@ -52,8 +54,7 @@ def _chosen(solver: Any, coordinates: PyTree) -> Any:
 
 @functools.cache  # making one takes as long as some steps of a small fit
 def _default(double: bool) -> Any:
-    rtol, atol = (1e-8, 1e-12) if double else (1e-5, 1e-8)
-    return optx.LevenbergMarquardt(rtol, atol)
+    return LevenbergMarquardt(rtol=1e-8 if double else 1e-5)
 
 
 def endings(solver: Any, values: Sequence[Array]) -> tuple[str, ...]:
@@ -316,7 +317,7 @@ class SearchStepper(SolverStepper):
         with self._advice():
             carry, state, ok = self._solver_step(carry)
         shown, ending = carry.shown, carry.ending
-        if self._values is not None:
+        if self._values is not None and not isinstance(state, LevenbergMarquardtState):
             ending = jnp.where(self._settled(last, carry), CONVERGED, ending)
         if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
             # By rounding it may reject for ever a trial point that is no other than the last.

@@ -5,16 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from ..differentiation import along_basis
 from ..partition import Layout
 from ..robust import RobustLoss
 from .entries import Entries
-
-# So many directions at once: enough to keep the processor busy, few enough to bound the memory.
-_AT_ONCE = 128
 
 
 class Root(NamedTuple):
@@ -36,21 +33,6 @@ class Hessian(NamedTuple):
     gradient: Float[Array, " moves"]
     loss: Float[Array, ""]
     values: Float[Array, " entries"]
-
-
-def along_basis(product: Callable[[Array], Array], n: int, dtype: np.dtype) -> Float[Array, "n *output"]:
-    """A linear map applied to the n unit vectors, many at a time."""
-    batches = -(-n // _AT_ONCE)
-    size = -(-n // batches)
-
-    def batch(first: Array) -> Array:
-        indices = first + jnp.arange(size)
-        return jax.vmap(lambda i: product(jax.nn.one_hot(i, n, dtype=dtype)))(indices)
-
-    if batches == 1:
-        return batch(jnp.zeros((), int))
-    rows = jax.lax.map(batch, size * jnp.arange(batches))
-    return rows.reshape(-1, *rows.shape[2:])[:n]
 
 
 def root_program(
