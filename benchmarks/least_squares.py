@@ -12,8 +12,9 @@ _TITLES = {
     "fitopt": "fitopt: LeastSquares.run, rtol=1e-8",
     "trf": "scipy: least_squares(method='trf'), jitted exact Jacobian, ftol=xtol=gtol=1e-8",
     "lm": "scipy: least_squares(method='lm'), jitted exact Jacobian, ftol=xtol=gtol=1e-8",
-    "lmfit": "lmfit: minimize, model in NumPy, finite differences, ftol=xtol=1.5e-8",
-    "optimistix": "optimistix: least_squares, the same solver under jit",
+    "lmfit": "lmfit: minimize, jitted residuals, finite differences, ftol=xtol=1.5e-8",
+    "lmfit, NumPy": "lmfit: minimize, residuals in NumPy, finite differences, ftol=xtol=1.5e-8",
+    "optimistix": "optimistix: least_squares, its LevenbergMarquardt(rtol=1e-8, atol=1e-12), under jit",
 }
 
 

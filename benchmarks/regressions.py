@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
 
     ours = LeastSquares(problem.residuals)
     function, jacobian = jax.jit(residuals), jax.jit(jax.jacfwd(residuals))
+    in_numpy = nist.in_numpy(problem.model)
     solver = optx.LevenbergMarquardt(rtol=1e-8, atol=1e-12)
     compiled = jax.jit(
         lambda b: (
@@ -60,19 +62,14 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
         b = jnp.asarray(start)
         return lambda: jax.block_until_ready(compiled(b))
 
-    def lmfit(start: np.ndarray) -> Solve:
+    def lmfit(f: Callable[..., np.ndarray], start: np.ndarray) -> Solve:
         from lmfit import Parameters, minimize
 
         parameters = Parameters()
         for name, value in zip(problem.names, start, strict=True):
             parameters.add(name, value)
-        model = nist.in_numpy(problem.model)
-
-        def residuals(p: Parameters) -> np.ndarray:
-            return model(problem.x, *p.valuesdict().values()) - problem.y
-
         def fit() -> list[float]:
-            found = minimize(residuals, parameters).params
+            found = minimize(lambda p: f(*p.valuesdict().values()), parameters).params
             return [found[name].value for name in problem.names]
 
         return fit
@@ -81,7 +78,8 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
         "fitopt": fitopt,
         "trf": scipy("trf"),
         "lm": scipy("lm"),
-        "lmfit": lmfit,
+        "lmfit": partial(lmfit, lambda *b: np.asarray(function(np.array(b)))),
+        "lmfit, NumPy": partial(lmfit, lambda *b: in_numpy(problem.x, *b) - problem.y),
         "optimistix": optimistix,
     }
 

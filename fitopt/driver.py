@@ -423,7 +423,7 @@ class Run:
         for i, result in self.point.programs.results:
             candidate = result(snapshot.look_into(probed).callbacks[i], loss)
             if candidate is not None and bool(candidate[0]):
-                values = [*map(jnp.asarray, jax.tree.leaves(candidate[1]))]
+                values = jax.device_put(jax.tree.leaves(candidate[1]))
                 loss = float(np.asarray(candidate[2]))
         losses = self.history["loss"]
         best = int(np.argmin(losses)) if self.done else 0
