@@ -14,7 +14,7 @@ import numpy as np
 from . import archive
 from .history import History
 from .resume import ResumePoint, cut
-from .snapshot import Packed, Snapshot
+from .snapshot import Small, Snapshot
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
@@ -93,7 +93,7 @@ def write(manager: "CheckpointManager", point: ResumePoint, history: History) ->
     state, method = point.describe()
     arrays, packed = archive.pack(
         {
-            "small": point.carry.small.joined,
+            "small": [_without_key(x) for x in point.carry.small.arrays],
             "large": [_without_key(x) for x in point.carry.large],
             "start": point.start,
             "fixed": point.fixed,
@@ -131,7 +131,8 @@ def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]
     items = archive.unpack(rest["packed"], arrays.__getitem__)
     history = History(items["history"])
     history._every = dict(rest["every"])
-    carry = Snapshot(Packed(items["small"], None, ()), [_with_key(x) for x in items["large"]])
+    small, large = ([_with_key(x) for x in items[name]] for name in ("small", "large"))
+    carry = Snapshot(Small(small, None, ()), large)
     described = rest["state"], rest["method"]
     point = ResumePoint(step, carry, items["start"], items["fixed"], rest["elapsed"], lambda: described)
     return point, history

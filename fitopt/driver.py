@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
@@ -411,7 +410,7 @@ class Run:
         programs = self.point.programs
         self.history._resume_point = self.resume_point()
         to_finish = [
-            (finish, jax.tree.map(np.array, snapshot.look_into(self.carry).callbacks[i]))
+            (finish, jax.tree.map(np.array, snapshot.restore(self.carry).callbacks[i]))
             for i, finish in programs.finishes
         ]
         if programs.averages:

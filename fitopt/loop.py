@@ -17,7 +17,7 @@ from .callback import Callback, StepInfo, own_methods
 from .checks import check_update
 from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
-from .snapshot import Packed, Snapshot
+from .snapshot import Small, Snapshot
 from .stepper import MakeStepper, Objective, Stepper
 
 # How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
@@ -164,18 +164,18 @@ class Loop:
     def advance(
         self,
         large: list[Array],
-        small: Packed,
+        small: Small,
         start: Sequence[Array],
         fixed: Sequence[Any],
         span: Array,
     ) -> Stretch:
         """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
         first, limit = span
-        # XLA's CPU runtime wakes other threads when more than a few small kernels are ready at once; but
-        # what is in a branch, if all of it is small, runs in one piece.
-        zeros = lambda small: jax.tree.map(jnp.zeros_like, snapshot.unpack(small))
-        arrays = lax.cond(limit >= 0, snapshot.unpack, zeros, small)
-        carry: Carry = snapshot.fill(small, arrays, large)
+        # The loop copies what is not donated. XLA's CPU runtime wakes other threads when more than a few
+        # small operations are ready at once; but a branch in which all is small runs in one piece.
+        zeros = lambda small: jax.tree.map(jnp.zeros_like, small)
+        small = lax.cond(limit >= 0, lambda small: small, zeros, small)
+        carry: Carry = snapshot.restore(Snapshot(small, large))
         stepper = self.stepper(start, fixed)
         blank = self._blank_info(stepper, carry.stepper, start)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
@@ -305,7 +305,7 @@ class Loop:
 
     def averages(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
-        method, _ = snapshot.look_into(carry)
+        method, _ = snapshot.restore(carry)
         return self.stepper(start, fixed).result(method) is not None
 
     def settle(
