@@ -61,9 +61,10 @@ def endings(solver: Any, values: Sequence[Array]) -> tuple[str, ...]:
     """What `stop_reason` says when a solver has come to its end, in the order of the codes."""
     solver = _chosen(solver, values)
     name = type(solver).__name__
+    tolerances = f"rtol={solver.rtol:g}" + (f" and atol={solver.atol:g}" if solver.atol else "")
     return (
         f"{name} converged: the last step changed parameters and loss by less than its tolerances, "
-        f"rtol={solver.rtol:g} and atol={solver.atol:g}",
+        f"{tolerances}",
         f"{name} converged: in the precision of the parameters its next step would not change them",
         f"{name} could not go on: its next step is not finite; either the derivatives are not, "
         "or a parameter has no effect",
