@@ -206,9 +206,9 @@ class Run:
             return steps, None
         self.edited = False
         self.values, self.last = stretch.values, stretch.last
-        self.before = self.point
-        _, _, *same = self.point
-        self.point = Point(self.before.steps + steps, stretch.saved, *same)
+        self.before = point = self.point
+        steps_made = point.steps + steps
+        self.point = Point(steps_made, stretch.saved, point.programs, point.start, point.fixed)
         if code != RUNNING or self.done == self.max_steps:
             self.ahead = ahead
         elif ahead is not None:  # records have filled their buffer: it was not the end

@@ -49,7 +49,7 @@ class LevenbergMarquardtState(eqx.Module):
     terminate: Bool[Array, ""]
 
     @property
-    def f_info(self) -> optx.FunctionInfo.ResidualJac:
+    def f_info(self) -> Any:
         """As other solvers have it, of fewer residuals with the same sum of squares and gradient."""
         jacobian, residual = self.reduced[:, :-1], self.reduced[:, -1]
         push = lambda move: jacobian @ ravel_pytree(move)[0].astype(jacobian.dtype)
@@ -196,7 +196,8 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         relative = jnp.where(cautious & (values > 0), size / values, 0)
         move, expected = step(jnp.maximum(effects, relative), damping)
         # They may be small for this reason alone, or since they are damped.
-        small = lax.cond(expected.small, lambda: step(effects, eps)[1].small, lambda: expected.small)
+        bare = lambda: step(effects, jnp.asarray(eps, size.dtype))[1].small
+        small = lax.cond(expected.small, bare, lambda: expected.small)
         return move, expected._replace(small=small), cautious & (small | ~expected.small)
 
     def terminate(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .callback import StepInfo
 from .differentiation import value_and_gradient
-from .levenberg_marquardt import LevenbergMarquardt, LevenbergMarquardtState
+from .levenberg_marquardt import LevenbergMarquardt
 from .line_search import from_real, to_real
 from .stepper import Objective, Stepper, Values
 
@@ -318,7 +318,8 @@ class SearchStepper(SolverStepper):
         with self._advice():
             carry, state, ok = self._solver_step(carry)
         shown, ending = carry.shown, carry.ending
-        if self._values is not None and not isinstance(state, LevenbergMarquardtState):
+        ours = self._given is None or isinstance(self._given, LevenbergMarquardt)
+        if self._values is not None and not ours:
             ending = jnp.where(self._settled(last, carry), CONVERGED, ending)
         if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
             # By rounding it may reject for ever a trial point that is no other than the last.
