@@ -91,6 +91,7 @@ class Run:
         self.fixed_state = flat.layout.fixed_state(flat.fixed)
         self.last: dict[str, PyTree] = {}
         self.edited = False  # whether a callback has edited the state after the last step
+        self.descriptions: dict[Programs, tuple[Description, Description]] = {}
         self.early: Stretch | None = None  # the next stretch, if it has begun
         self.ahead: Stretch | None = None  # the evaluation after the last step, likewise
         self.may_run_ahead = not (self.due or programs.finishes or programs.loop.problem.follows)
@@ -175,10 +176,13 @@ class Run:
             return self.history._resume_point
         steps, carry, programs, start, fixed = self.resume_at or self.point
         kept = [None if x is old else x for x, old in zip(fixed, self.fixed, strict=True)]
+        known = self.descriptions
 
         def describe() -> tuple[Description, Description]:
-            state = resume.describe_state(programs.loop.layout, start, fixed)
-            return state, resume.describe_method(programs, start, fixed)
+            if programs not in known:
+                state = resume.describe_state(programs.loop.layout, start, fixed)
+                known[programs] = state, resume.describe_method(programs, start, fixed)
+            return known[programs]
 
         return ResumePoint(steps, carry, start, kept, self.elapsed, describe)
 
