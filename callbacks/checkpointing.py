@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ class Checkpoint(HostCallback):
 
     A fit that is resumed with the same callbacks takes the same steps, to the last bit, as if it had not
     been interrupted (with others XLA may round in another order). A checkpoint holds coordinates, the
-    optimizer's state, that of callbacks, and the history so far; orbax writes it while the fit goes on.
+    optimizer's state, that of callbacks, and the history so far. A thread writes it while the fit goes
+    on, and of the history only what is new: checkpoints share the files of series, in `history/`.
 
     A last one is written when the fit ends: at its last step, at Ctrl-C, when a callback raises, and at
     SIGTERM, by which batch queues announce the end and which ends the fit as Ctrl-C does (a second one
@@ -91,14 +93,17 @@ class Checkpoint(HostCallback):
 
 
 class _Writer:
-    """Writes the checkpoints of one fit; a fault of the disk is told once."""
+    """Writes the checkpoints of one fit, in a thread of its own; a fault of the disk is told once."""
 
     def __init__(self, directory: Path, keep: int, fit: Fit):
         self.directory = directory
         self.keep = keep
         self.fit = fit
-        self.last = len(fit.history["loss"])
+        self.last = len(fit.history["loss"])  # the step of the last checkpoint
         self.manager: Any = checkpoint.open_manager(directory, keep)
+        self.series = checkpoint.open_series(directory)
+        self.thread = ThreadPoolExecutor(1, "fitopt-checkpoint")
+        self.pending: Future[None] | None = None
         self.warned = False
 
     def begin(self, may_replace: bool) -> None:
@@ -113,23 +118,34 @@ class _Writer:
             self.manager.delete(step)
 
     def write(self) -> None:
+        """Begin to write where the fit stands, when the checkpoint before is complete."""
+        self.wait()
         point = self.fit.resume_point()
         if point.carry is None or point.steps <= self.last:
             return
         with self.faults_told():
-            if self.manager is None:
-                self.directory.mkdir(parents=True, exist_ok=True)
-                self.manager = checkpoint.open_manager(self.directory, self.keep)
-            self.manager.wait_until_finished()
-            if not self.directory.is_dir():
-                raise FileNotFoundError(f"{self.directory} is gone")
-            checkpoint.write(self.manager, point, self.fit.history)
-            self.last = point.steps
+            contents = checkpoint.collect(point, self.fit.history)
+            self.pending = self.thread.submit(self.write_now, contents)
+
+    def write_now(self, contents: checkpoint.Contents) -> None:
+        if self.manager is None:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self.manager = checkpoint.open_manager(self.directory, self.keep)
+            self.series = checkpoint.open_series(self.directory)
+        if not self.directory.is_dir():
+            raise FileNotFoundError(f"{self.directory} is gone")
+        checkpoint.write(self.manager, self.series, contents)
+        self.last = contents.point.steps
+
+    def wait(self) -> None:
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            with self.faults_told():
+                pending.result()
 
     def close(self) -> None:
-        if self.manager is not None:
-            with self.faults_told():
-                self.manager.wait_until_finished()
+        self.wait()
+        self.thread.shutdown()
         if self.manager is not None:
             self.manager.close()
 

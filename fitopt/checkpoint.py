@@ -1,25 +1,30 @@
-"""Checkpoints: the points from which a fit can be resumed, on disk and in memory."""
+"""Checkpoints: the points from which a fit can be resumed, on disk and in memory.
+
+A directory holds those that orbax writes, and beside them, in `history/`, the series of the history,
+which all of them share: each refers to the records that there were when it was written.
+"""
 
 import os
 import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import archive
+from . import archive, series_files
 from .history import History
-from .resume import ResumePoint, cut
+from .resume import Description, ResumePoint, cut
+from .series_files import SeriesFiles
 from .snapshot import Small, Snapshot
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
 
-_VERSION = 1
+_VERSION = 2
 
 
 def points(resume_from: Any) -> Iterator[tuple[ResumePoint, History]]:
@@ -52,6 +57,8 @@ def _points_on_disk(directory: Path) -> Iterator[tuple[ResumePoint, History]]:
             for step in steps:
                 try:
                     point = read(manager, step)
+                except OtherFormat:
+                    raise
                 except Exception as error:  # orbax and tensorstore raise all kinds for a damaged file
                     reason = f"{type(error).__name__}: {error}".splitlines()[0]
                     warnings.warn(
@@ -75,7 +82,7 @@ def open_manager(directory: Path, keep: int | None = None, create: bool = True) 
     except ImportError as error:
         raise ImportError('checkpoints need orbax: pip install "fitopt[checkpoint]"') from error
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=create, enable_async_checkpointing=create
+        max_to_keep=keep, create=create, enable_async_checkpointing=False
     )
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     handlers.add("arrays", ocp.args.StandardSave)
@@ -85,26 +92,59 @@ def open_manager(directory: Path, keep: int | None = None, create: bool = True) 
     return ocp.CheckpointManager(directory.absolute(), options=options, handler_registry=handlers)
 
 
-def write(manager: "CheckpointManager", point: ResumePoint, history: History) -> None:
-    """Begin to write a checkpoint; orbax goes on in the background."""
+def open_series(directory: Path) -> SeriesFiles:
+    """What writes the series that the checkpoints in a directory share."""
+    return SeriesFiles(directory / "history")
+
+
+class OtherFormat(ValueError):
+    """Another release of fitopt has written a checkpoint."""
+
+
+class Contents(NamedTuple):
+    """What goes into a checkpoint; the fit may go on meanwhile."""
+
+    point: ResumePoint
+    described: tuple[Description, Description]
+    series: dict[str, Any]
+    every: dict[str, int]
+    others: tuple[dict[str, np.ndarray], Any]  # what else is in the history, packed
+
+
+def collect(point: ResumePoint, history: History) -> Contents:
+    """What a checkpoint of this moment holds."""
+    items = _packable(cut(history, point.steps))
+    series = {name: items.pop(name) for name in history._series() if name in items}
+    # Series only grow, and what the fit works with is never changed in place; all else may be.
+    arrays, packed = archive.pack({"history": items})
+    others = {name: array.copy() for name, array in arrays.items()}, packed
+    return Contents(point, point.describe(), series, dict(history._every), others)
+
+
+def write(manager: "CheckpointManager", files: SeriesFiles, contents: Contents) -> None:
+    """Write a checkpoint: first the records that it refers to, then the rest."""
     import orbax.checkpoint as ocp
 
+    point = contents.point
     assert point.carry is not None
-    state, method = point.describe()
+    state, method = contents.described
     arrays, packed = archive.pack(
         {
             "small": [_without_key(x) for x in point.carry.small.arrays],
             "large": [_without_key(x) for x in point.carry.large],
             "start": point.start,
             "fixed": point.fixed,
-            "history": _packable(cut(history, point.steps)),
         }
     )
+    others, packed_others = contents.others
+    arrays |= others
     rest = {
         "version": _VERSION,
         "packed": packed,
+        "others": packed_others,
         "checksums": {name: _checksum(array) for name, array in arrays.items()},
-        "every": history._every,
+        "series": files.write(contents.series),
+        "every": contents.every,
         "elapsed": point.elapsed,
         "state": state,
         "method": method,
@@ -116,20 +156,26 @@ def write(manager: "CheckpointManager", point: ResumePoint, history: History) ->
 def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]:
     """One checkpoint.
 
-    **Raises:** whatever reading a damaged file raises; `ValueError` where its bytes have changed.
+    **Raises:** whatever reading a damaged file raises; `ValueError` where its bytes have changed;
+    `OtherFormat`.
     """
     import orbax.checkpoint as ocp
 
     args = ocp.args.Composite(arrays=ocp.args.StandardRestore(), rest=ocp.args.JsonRestore())
     found = manager.restore(step, args=args)
     rest, arrays = found["rest"], {name: np.asarray(x) for name, x in found["arrays"].items()}
-    if rest["version"] > _VERSION:
-        raise ValueError("a newer release of fitopt has written it")
+    if rest["version"] != _VERSION:
+        raise OtherFormat(
+            f"cannot resume: the checkpoint of step {step} in {manager.directory} has format "
+            f"{rest['version']}, and this release of fitopt reads {_VERSION}: "
+            "use the release that wrote it"
+        )
     changed = [name for name, x in arrays.items() if _checksum(x) != rest["checksums"].get(name)]
     if changed:
         raise ValueError(f"checksums differ: {', '.join(changed)}")
     items = archive.unpack(rest["packed"], arrays.__getitem__)
-    history = History(items["history"])
+    series = series_files.read(Path(manager.directory) / "history", rest["series"])
+    history = History(series | archive.unpack(rest["others"], arrays.__getitem__)["history"])
     history._every = dict(rest["every"])
     small, large = ([_with_key(x) for x in items[name]] for name in ("small", "large"))
     carry = Snapshot(Small(small, None, ()), large)

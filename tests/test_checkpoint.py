@@ -1,6 +1,8 @@
 """Checkpoints, and fits that go on from them bit for bit."""
 
+import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -18,7 +20,8 @@ import optax
 import pytest
 
 import fitopt
-from fitopt import OptaxOptimizer, Parameter, optimizers
+from fitopt import OptaxOptimizer, Parameter, checkpoint, optimizers, series_files
+from fitopt.callback import HostCallback
 from fitopt.callbacks import (
     Checkpoint,
     EarlyStopping,
@@ -28,6 +31,7 @@ from fitopt.callbacks import (
 )
 
 from .conftest import counted_compilations, decay_loss, quadratic
+from .test_series_files import series
 
 pytest.importorskip("orbax.checkpoint")
 STEPS = 120
@@ -335,10 +339,10 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
 def test_a_full_disk_is_one_warning_and_later_checkpoints_are_tried(tmp_path, parabola, monkeypatch):
     write = fitopt.checkpoint.write
 
-    def full_for_a_while(manager, point, history):
-        if 4 <= point.steps < 12:
+    def full_for_a_while(manager, files, contents):
+        if 4 <= contents.point.steps < 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(manager, point, history)
+        write(manager, files, contents)
 
     monkeypatch.setattr(fitopt.checkpoint, "write", full_for_a_while)
     fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=2, keep=9))
@@ -446,3 +450,149 @@ def test_a_fit_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_
 def test_arguments_out_of_range_are_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         Checkpoint(**arguments)
+
+
+# The series, which checkpoints share.
+
+
+def overwrite(path, offset, data):
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(data)
+
+
+LOSS = 4  # bytes a step
+HARM = {
+    "changed behind step 41": (lambda path: overwrite(path, 45 * LOSS, b"\xff" * 4), [53]),
+    "cut behind step 41": (lambda path: os.truncate(path, 45 * LOSS), [53]),
+    "changed behind step 1": (lambda path: overwrite(path, 10 * LOSS, b"\xff" * 4), [53, 41, 21]),
+    "with more at its end": (lambda path: overwrite(path, 53 * LOSS, b"\xff" * 99), []),
+    "missing": (os.unlink, [53, 41, 21, 1]),
+}
+
+
+@pytest.mark.parametrize("what", HARM)
+def test_checkpoints_whose_records_are_damaged_give_way_to_the_one_before(what, saved):
+    directory, fit = saved
+    harm, lost = HARM[what]
+    harm(directory / "history" / "0")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        resumed = fit.run(state(), STEPS, resume_from=directory)
+    assert [str(w.message).partition(" in ")[0] for w in caught] == [
+        f"the checkpoint of step {step}" for step in lost
+    ]
+    assert all("is damaged" in str(w.message) for w in caught)
+    assert_same(resumed, fit.run(state(), STEPS))
+
+
+def test_a_fit_that_goes_on_from_an_older_point_leaves_earlier_checkpoints_sound(saved):
+    directory, fit = saved
+    whole = fit.run(state(), STEPS)
+    _, history = fit.run(state(), 30)
+    faster = OptaxOptimizer(loss, optax.adam(0.1), callbacks(Checkpoint(directory, every=20, keep=9)))
+    branch = faster.run(state(), 60, resume_from=history)
+    assert steps_in(directory) == [1, 21, 41, 60]
+    assert_same(faster.run(state(), 60, resume_from=directory), branch)
+    for step in (41, 60):
+        shutil.rmtree(directory / str(step))
+    assert_same(fit.run(state(), STEPS, resume_from=directory), whole)
+
+
+def test_a_checkpoint_of_another_format_is_refused(saved):
+    directory, fit = saved
+    path = directory / "53" / "rest" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 1}))
+    with pytest.raises(ValueError, match=r"step 53 .* has format 1, .* use the release that wrote it"):
+        fit.run(state(), STEPS, resume_from=directory)
+
+
+def disturbed(directory, step, happen):
+    """A fit with checkpoints of steps 1, 6, 11, ... to which something happens, and one without."""
+
+    def fault(at, *_):
+        if at == step:
+            while max(steps_in(directory), default=0) <= step - 5:
+                time.sleep(0.01)
+            time.sleep(0.1)  # the thread that writes has something to tidy up
+            happen()
+
+    record = RecordParameters(every=2)
+    fit = OptaxOptimizer(quadratic, optax.adam(0.1), [fault, record, Checkpoint(directory, every=5)])
+    return fit, OptaxOptimizer(quadratic, optax.adam(0.1), record)
+
+
+def test_a_directory_that_vanishes_is_made_anew_with_the_whole_history(tmp_path, parabola):
+    directory = tmp_path / "checkpoints"
+    fit, plain = disturbed(directory, 8, lambda: directory.rename(tmp_path / "elsewhere"))
+    with pytest.warns(RuntimeWarning, match="is gone") as caught:
+        fit.run(parabola, 23)
+    assert len(caught) == 1
+    assert steps_in(directory) == [16, 21, 23]
+    for source in (directory, tmp_path / "elsewhere"):
+        assert_same(plain.run(parabola, 40, resume_from=source), plain.run(parabola, 40))
+
+
+def test_series_that_vanish_are_written_again_and_earlier_checkpoints_are_sound_too(tmp_path, parabola):
+    fit, plain = disturbed(tmp_path, 8, lambda: shutil.rmtree(tmp_path / "history"))
+    fit.run(parabola, 13)
+    assert steps_in(tmp_path) == [6, 11, 13]
+    for step in (13, 11, 6):
+        assert_same(plain.run(parabola, 40, resume_from=tmp_path), plain.run(parabola, 40))
+        shutil.rmtree(tmp_path / str(step))
+
+
+def test_what_a_full_disk_has_cut_is_written_again(tmp_path, parabola, monkeypatch):
+    sync, calls = os.fsync, []
+
+    def full_for_a_while(descriptor):
+        calls.append(descriptor)
+        if 3 <= len(calls) <= 5:
+            os.pwrite(descriptor, b"\xff" * 40, 0)  # as bad as can be, and of full length
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(descriptor)
+
+    monkeypatch.setattr(series_files.os, "fsync", full_for_a_while)
+    fit, plain = disturbed(tmp_path, -1, lambda: None)
+    with pytest.warns(RuntimeWarning, match="could not write .* No space left on device") as caught:
+        fit.run(parabola, 33)
+    assert len(caught) == 1
+    assert steps_in(tmp_path) == [26, 31, 33]
+    assert_same(plain.run(parabola, 40, resume_from=tmp_path), plain.run(parabola, 40))
+
+
+def test_series_of_all_kinds_are_taken_up(tmp_path, parabola):
+    class Record(HostCallback):
+        every = 3
+        uses = ()
+
+        @contextlib.contextmanager
+        def open(self, fit):
+            yield lambda step, *_: fit.record("a/b", at(step), self.every)
+
+    def at(step):
+        return jax.tree.map(lambda x: x[-1], series(step + 1)["odd"])
+
+    def fit(*more):
+        return OptaxOptimizer(quadratic, optax.adam(0.1), [Record(), RecordParameters(every=7), *more])
+
+    fit(Checkpoint(tmp_path, every=4)).run(parabola, 21)
+    assert_same(fit().run(parabola, 30, resume_from=tmp_path), fit().run(parabola, 30))
+
+
+def test_a_fit_goes_on_while_a_checkpoint_is_written(tmp_path, parabola, monkeypatch):
+    write, later, went_on = checkpoint.write, threading.Event(), []
+
+    def slowly(*arguments):
+        went_on.append(later.wait(60))
+        write(*arguments)
+
+    def tell(step, *_):
+        if step == 8:
+            later.set()
+
+    monkeypatch.setattr(checkpoint, "write", slowly)
+    fit = OptaxOptimizer(quadratic, optax.adam(0.1), [tell, Checkpoint(tmp_path, every=10)])
+    fit.run(parabola, 10)
+    assert went_on == [True, True]
+    assert steps_in(tmp_path) == [1, 10]
