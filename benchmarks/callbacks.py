@@ -96,8 +96,9 @@ def checkpoints(effort: Effort) -> list[Row]:
     """A fit of some seconds that writes a checkpoint every second."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = Checkpoint(directory, seconds=1.0)
-        problem = exponential(effort.steps(4_000_000))
-        return [_times_as_long(problem, checkpoint, "Checkpoint(seconds=1)", 1.02, effort.times(0.5))]
+        problem = exponential(effort.steps(7_000_000))
+        longer = effort._replace(seconds=3 * effort.seconds)  # or there would be but one round
+        return [_times_as_long(problem, checkpoint, "Checkpoint(seconds=1)", 1.02, longer)]
 
 
 def _times_as_long(problem: Problem, callback: Any, name: str, limit: float, effort: Effort) -> Row:
