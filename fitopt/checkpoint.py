@@ -1,7 +1,7 @@
 """Checkpoints: the points from which a fit can be resumed, on disk and in memory.
 
-A directory holds those that orbax writes, and beside them, in `history/`, the series of the history,
-which all of them share: each refers to the records that there were when it was written.
+A directory holds those that orbax writes. Where series of the history have become large, they lie beside
+them in `history/`, and all share them: each refers to the records that there were when it was written.
 """
 
 import os
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
 
 _VERSION = 2
+_LARGE = 2**20  # bytes: from this size on a series is not written anew for each checkpoint
 
 
 def points(resume_from: Any) -> Iterator[tuple[ResumePoint, History]]:
@@ -114,7 +115,8 @@ class Contents(NamedTuple):
 def collect(point: ResumePoint, history: History) -> Contents:
     """What a checkpoint of this moment holds."""
     items = _packable(cut(history, point.steps))
-    series = {name: items.pop(name) for name in history._series() if name in items}
+    names = [name for name in history._series() if name in items and _bytes(items[name]) > _LARGE]
+    series = {name: items.pop(name) for name in names}
     # Series only grow, and what the fit works with is never changed in place; all else may be.
     arrays, packed = archive.pack({"history": items})
     others = {name: array.copy() for name, array in arrays.items()}, packed
@@ -182,6 +184,10 @@ def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]
     described = rest["state"], rest["method"]
     point = ResumePoint(step, carry, items["start"], items["fixed"], rest["elapsed"], lambda: described)
     return point, history
+
+
+def _bytes(item: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(item))
 
 
 def _checksum(array: np.ndarray) -> int:

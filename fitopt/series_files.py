@@ -48,7 +48,8 @@ class SeriesFiles:
 
         **Raises:** `OSError`; `TypeError` for arrays of Python objects.
         """
-        self.directory.mkdir(exist_ok=True)
+        if series:
+            self.directory.mkdir(exist_ok=True)
         return {name: self._write(name, item) for name, item in series.items()}
 
     def _write(self, name: str, item: PyTree) -> Entry:

@@ -452,7 +452,13 @@ def test_arguments_out_of_range_are_errors(arguments, error, message):
         Checkpoint(**arguments)
 
 
-# The series, which checkpoints share.
+# The series, which checkpoints share where they are large.
+
+
+@pytest.fixture
+def shared(monkeypatch):
+    """Let no series be too small to be shared."""
+    monkeypatch.setattr(checkpoint, "_LARGE", -1)
 
 
 def overwrite(path, offset, data):
@@ -472,7 +478,7 @@ HARM = {
 
 
 @pytest.mark.parametrize("what", HARM)
-def test_checkpoints_whose_records_are_damaged_give_way_to_the_one_before(what, saved):
+def test_checkpoints_whose_records_are_damaged_give_way_to_the_one_before(shared, what, saved):
     directory, fit = saved
     harm, lost = HARM[what]
     harm(directory / "history" / "0")
@@ -486,7 +492,19 @@ def test_checkpoints_whose_records_are_damaged_give_way_to_the_one_before(what, 
     assert_same(resumed, fit.run(state(), STEPS))
 
 
-def test_a_fit_that_goes_on_from_an_older_point_leaves_earlier_checkpoints_sound(saved):
+@pytest.mark.parametrize("size", [0, 30 * LOSS, 2**20])
+def test_a_fit_goes_on_with_series_that_are_shared_from_some_size_on(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_LARGE", size)
+    fit = OptaxOptimizer(loss, optax.adam(0.05), callbacks(Checkpoint(tmp_path, every=20, keep=9)))
+    fit.run(state(), 53)
+    assert (tmp_path / "history").exists() == (size < 53 * LOSS)
+    whole = fit.run(state(), STEPS, resume_from=tmp_path)
+    for step in [s for s in steps_in(tmp_path) if s > 21]:
+        shutil.rmtree(tmp_path / str(step))
+    assert_same(fit.run(state(), STEPS, resume_from=tmp_path), whole)
+
+
+def test_a_fit_that_goes_on_from_an_older_point_leaves_earlier_checkpoints_sound(shared, saved):
     directory, fit = saved
     whole = fit.run(state(), STEPS)
     _, history = fit.run(state(), 30)
@@ -522,7 +540,7 @@ def disturbed(directory, step, happen):
     return fit, OptaxOptimizer(quadratic, optax.adam(0.1), record)
 
 
-def test_a_directory_that_vanishes_is_made_anew_with_the_whole_history(tmp_path, parabola):
+def test_a_directory_that_vanishes_is_made_anew_with_the_whole_history(shared, tmp_path, parabola):
     directory = tmp_path / "checkpoints"
     fit, plain = disturbed(directory, 8, lambda: directory.rename(tmp_path / "elsewhere"))
     with pytest.warns(RuntimeWarning, match="is gone") as caught:
@@ -533,7 +551,9 @@ def test_a_directory_that_vanishes_is_made_anew_with_the_whole_history(tmp_path,
         assert_same(plain.run(parabola, 40, resume_from=source), plain.run(parabola, 40))
 
 
-def test_series_that_vanish_are_written_again_and_earlier_checkpoints_are_sound_too(tmp_path, parabola):
+def test_series_that_vanish_are_written_again_and_earlier_checkpoints_are_sound_too(
+    shared, tmp_path, parabola
+):
     fit, plain = disturbed(tmp_path, 8, lambda: shutil.rmtree(tmp_path / "history"))
     fit.run(parabola, 13)
     assert steps_in(tmp_path) == [6, 11, 13]
@@ -542,7 +562,7 @@ def test_series_that_vanish_are_written_again_and_earlier_checkpoints_are_sound_
         shutil.rmtree(tmp_path / str(step))
 
 
-def test_what_a_full_disk_has_cut_is_written_again(tmp_path, parabola, monkeypatch):
+def test_what_a_full_disk_has_cut_is_written_again(shared, tmp_path, parabola, monkeypatch):
     sync, calls = os.fsync, []
 
     def full_for_a_while(descriptor):
@@ -561,7 +581,7 @@ def test_what_a_full_disk_has_cut_is_written_again(tmp_path, parabola, monkeypat
     assert_same(plain.run(parabola, 40, resume_from=tmp_path), plain.run(parabola, 40))
 
 
-def test_series_of_all_kinds_are_taken_up(tmp_path, parabola):
+def test_series_of_all_kinds_are_taken_up(shared, tmp_path, parabola):
     class Record(HostCallback):
         every = 3
         uses = ()
