@@ -68,6 +68,7 @@ def solvers(problem: nist.Problem) -> dict[str, Callable[[np.ndarray], Solve]]:
         parameters = Parameters()
         for name, value in zip(problem.names, start, strict=True):
             parameters.add(name, value)
+
         def fit() -> list[float]:
             found = minimize(lambda p: f(*p.valuesdict().values()), parameters).params
             return [found[name].value for name in problem.names]
