@@ -5,6 +5,7 @@ products of columns as the Jacobian and the residuals.
 """
 
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -74,6 +75,8 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
 
     Options, as for `optimistix.LevenbergMarquardt`: `jac`, `"fwd"` or `"bwd"`.
 
+    **Raises:** `TypeError` and `ValueError` unless `rtol` is a number of at least 0 and less than 1.
+
     >>> solver = LevenbergMarquardt(rtol=1e-5)
     >>> residuals = lambda y, args: jnp.array([10 * (y[1] - y[0] ** 2), 1 - y[0]])
     >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0])).value
@@ -85,7 +88,11 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
     norm: Callable[[PyTree], Scalar]
 
     def __init__(self, rtol: float):
-        self.rtol = rtol
+        if isinstance(rtol, bool) or not isinstance(rtol, Real):
+            raise TypeError(f"LevenbergMarquardt: rtol must be a number, got {rtol!r}")
+        if not 0 <= rtol < 1:
+            raise ValueError(f"LevenbergMarquardt: rtol must be within [0, 1), got {rtol!r}")
+        self.rtol = float(rtol)
         self.atol = 0.0
         self.norm = optx.max_norm
 

@@ -162,3 +162,12 @@ def test_residuals_that_are_not_finite_at_a_trial_point_are_stepped_back_from():
     found = solve(residuals, [60.0]).value  # the first step leads to negative numbers
     expected = least_squares(lambda x: np.asarray(residuals(jnp.array(x))), [2.5], xtol=1e-15).x
     np.testing.assert_allclose(found, expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rtol", "error"),
+    [("1e-8", TypeError), (None, TypeError), (True, TypeError), (-1e-8, ValueError), (1, ValueError)],
+)
+def test_a_tolerance_out_of_range_is_an_error(rtol, error):
+    with pytest.raises(error, match="LevenbergMarquardt: rtol must be"):
+        LevenbergMarquardt(rtol)
