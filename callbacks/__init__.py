@@ -8,7 +8,7 @@ from .control import ReduceOnPlateau as ReduceOnPlateau
 from .control import SetLearningRate as SetLearningRate
 from .control import every as every
 from .control import once as once
-from .logging import CSVLogger as CSVLogger
+from .loggers import CSVLogger as CSVLogger
 from .plotting import LivePlot as LivePlot
 from .printing import PrintGradients as PrintGradients
 from .printing import PrintLoss as PrintLoss

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree, Real
 
 from fitopt.callback import StepInfo
-from fitopt.checks import describe
+from fitopt.engine.validation import describe
 
 Monitor = Callable[[StepInfo], Real[Array, ""]]
 

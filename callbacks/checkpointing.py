@@ -11,8 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fitopt import checkpoint
 from fitopt.callback import Fit, HostCallback
+from fitopt.storage import checkpoint
 
 
 class Checkpoint(HostCallback):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from fitopt.callback import Callback, Fit, HostCallback, HostFunction, StepInfo, label
-from fitopt.checks import describe
+from fitopt.engine.validation import describe
 from fitopt.history import History
 
 from ._checks import (

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitopt.callback import Fit, HostCallback
-from fitopt.files import replacing
 from fitopt.history import History
 from fitopt.plotting import GREY, find_panels, grid, plot_history
+from fitopt.storage.atomic_files import replacing
 
 from ._checks import check_every
 

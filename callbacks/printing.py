@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array
 
 from fitopt.callback import Fit, HostCallback
-from fitopt.partition import Layout, flatten
-from fitopt.spec import Spec
+from fitopt.parameter.specification import Spec
+from fitopt.state import Layout, flatten
 
 from ._checks import check_every
 

@@ -17,11 +17,11 @@ from jaxtyping import PyTree
 from fitopt.callback import Fit
 from fitopt.history import History
 from fitopt.parameter import Parameter
-from fitopt.partition import is_parameter
-from fitopt.spec import text
+from fitopt.parameter.specification import text
+from fitopt.state import is_parameter
 from fitopt.table import Column, leaves
 
-from .logging import Log, Logger, Steps, held
+from .loggers import Log, Logger, Steps, held
 
 _BINS = 40  # of a histogram
 

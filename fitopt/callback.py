@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .history import History
 
 if TYPE_CHECKING:
-    from .resume import ResumePoint
+    from .engine.resume import ResumePoint
 
 
 class StepInfo(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Int, PyTree
 
-from . import archive
+from .storage import npz as archive
 from .table import columns
 
 if TYPE_CHECKING:

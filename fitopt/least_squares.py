@@ -12,12 +12,12 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from .checks import describe
-from .differentiation import MODES
-from .engine import Fitter
+from .engine.fitter import Fitter
+from .engine.validation import describe
 from .history import History
-from .line_search import to_real
-from .robust import LOSSES, RobustLoss
+from .methods.derivatives import MODES
+from .methods.robust import LOSSES, RobustLoss
+from .parameter.complex_numbers import to_real
 
 if TYPE_CHECKING:
     import optimistix
@@ -93,7 +93,7 @@ class LeastSquares(Fitter):
         self._absolute_sigma = absolute_sigma
         self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
         self._robust = LOSSES[loss], f_scale
-        from . import solver_stepper  # optimistix takes as long to import as jax
+        from .methods import optimistix_method as solver_stepper
 
         solver = solver_stepper.check_solver(solver)
         evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], f_scale)

@@ -20,7 +20,7 @@ import optax
 import pytest
 
 import fitopt
-from fitopt import OptaxOptimizer, Parameter, checkpoint, optimizers, series_files
+from fitopt import OptaxOptimizer, Parameter, optimizers
 from fitopt.callback import HostCallback
 from fitopt.callbacks import (
     Checkpoint,
@@ -29,6 +29,7 @@ from fitopt.callbacks import (
     RecordLearningRate,
     RecordParameters,
 )
+from fitopt.storage import checkpoint, series_files
 
 from .conftest import counted_compilations, decay_loss, quadratic
 from .test_series_files import series

@@ -12,7 +12,7 @@ import pytest
 
 import fitopt
 from fitopt import OptaxOptimizer, Parameter
-from fitopt.records import MOST_STEPS
+from fitopt.engine.records import MOST_STEPS
 
 from .conftest import close, counted_compilations, decay_loss, hand_written, quadratic
 

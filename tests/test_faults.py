@@ -14,7 +14,7 @@ import pytest
 
 from fitopt import HostCallback, OptaxOptimizer, Parameter
 from fitopt.callbacks import EarlyStopping, KeepBest, ProgressBar, Record, RecordParameters
-from fitopt.driver import Run
+from fitopt.engine.run import Run
 
 from .conftest import quadratic
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fitopt import Parameter
-from fitopt.spec import check_value
+from fitopt.parameter.specification import check_value
 from fitopt.transforms import Affine, Chain, Exp, Interval, Ordered, PositiveDefinite, Simplex, Transform
 
 VECTOR = Parameter("v", [0.25, -0.5, 2.0], lower=-1)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fitopt import Parameter, combine, partition, values
-from fitopt.partition import flatten, is_array
+from fitopt.state import flatten, is_array
 
 
 class Pair(NamedTuple):

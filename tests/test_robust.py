@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fitopt import LeastSquares, Parameter
-from fitopt.robust import LOSSES
+from fitopt.methods.robust import LOSSES
 
 ROBUST = [name for name in LOSSES if name != "linear"]
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fitopt.series_files import SeriesFiles, read
+from fitopt.storage.series_files import SeriesFiles, read
 
 
 def series(records):

@@ -17,7 +17,6 @@ from fitopt.transforms import (
     Affine,
     Bounded,
     Chain,
-    Constant,
     Exp,
     Identity,
     Interval,
@@ -26,6 +25,7 @@ from fitopt.transforms import (
     Simplex,
     Transform,
 )
+from fitopt.transforms.transform import Constant
 
 moderately = settings(max_examples=25, deadline=None, derandomize=True)
 dtypes = pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])

@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from optax.contrib import split_real_and_imaginary
 from optax.transforms import PartitionState
 
-from ..transforms import real_dtype
+from ..transforms.transform import real_dtype
 
 LearningRate = ArrayLike | Callable[[Array], ArrayLike]
 Optimizer = optax.GradientTransformationExtraArgs

@@ -8,9 +8,9 @@ import optax
 from jaxtyping import Array, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
-from ..line_search import forget
 from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
 from .groups import merge, restrict
+from .line_search import forget
 
 
 class LookaheadState(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from ..partition import flatten, values
+from ..state import flatten, values
 from ..uncertainty.entries import precision_of
 from ..uncertainty.result import Uncertainty
 from .histories import BLUE, COLORS, DARK, GREY, new_axes, tidy

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from ..history import History
-from ..parameter import Parameter
-from ..partition import is_parameter
+from ..parameter.parameter import Parameter
+from ..state import is_parameter
 from .curves import Curve, real_curves, records, series, thinned, title
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, PyTree, Shaped
 
-from ..parameter import Parameter
-from ..partition import Flat, is_parameter
+from ..parameter.parameter import Parameter
+from ..state import Flat, is_parameter
 from ..uncertainty.notes import listed
 from ..uncertainty.profile import Interval
 from ..uncertainty.result import Uncertainty

@@ -11,8 +11,8 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from ..parameter import Parameter
-from ..partition import flatten
+from ..parameter.parameter import Parameter
+from ..state import flatten
 from ..uncertainty.entries import Entries, precision_of
 from ..uncertainty.notes import listed
 from ..uncertainty.profile import Interval

@@ -12,9 +12,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from ..parameter import with_value
-from ..partition import is_parameter
-from ..spec import Spec, check_value
+from ..parameter.parameter import with_value
+from ..parameter.specification import Spec, check_value
+from ..state import is_parameter
 from ..transforms import Identity
 
 Path = tuple[Any, ...]  # the keys that lead to a leaf

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from ..line_search import from_real, line_searches, to_real
 from ..optimizers.groups import by_name
-from ..partition import is_parameter
+from ..optimizers.line_search import line_searches
+from ..parameter.complex_numbers import from_real, to_real
+from ..state import is_parameter
 from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name, text
 
 # For each leaf where they differ: the last coordinate, and the value that belongs to it. Without them

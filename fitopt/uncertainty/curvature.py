@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..differentiation import along_basis
-from ..partition import Layout
-from ..robust import RobustLoss
+from ..methods.derivatives import along_basis
+from ..methods.robust import RobustLoss
+from ..state import Layout
 from .entries import Entries
 
 

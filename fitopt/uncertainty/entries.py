@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..line_search import to_real
-from ..partition import Flat
-from ..spec import Spec
-from ..transforms import Constant, real_dtype
+from ..parameter.complex_numbers import to_real
+from ..parameter.specification import Spec
+from ..state import Flat
+from ..transforms.transform import Constant, real_dtype
 
 
 @dataclasses.dataclass(frozen=True)

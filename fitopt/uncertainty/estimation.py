@@ -10,9 +10,9 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
-from ..checks import nothing_free
-from ..partition import Flat, flatten
-from ..robust import RobustLoss
+from ..engine.validation import nothing_free
+from ..methods.robust import RobustLoss
+from ..state import Flat, flatten
 from . import covariance, notes
 from .curvature import hessian_program, push_program, root_program
 from .entries import Entries, precision_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..partition import Flat
+from ..state import Flat
 from . import covariance
 from .covariance import Inverse
 from .entries import Entries

@@ -9,7 +9,7 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float, Int
 
-from ..partition import Layout
+from ..state import Layout
 from . import covariance, notes
 from .curvature import linearized
 from .entries import Entries, precision_of

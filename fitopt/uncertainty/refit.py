@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
-from ..partition import Layout
+from ..state import Layout
 from . import covariance, notes
 from .entries import Entries, precision_of
 from .likelihood import Likelihood

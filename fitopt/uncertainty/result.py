@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..line_search import to_real
-from ..partition import flatten
+from ..parameter.complex_numbers import to_real
+from ..state import flatten
 from . import covariance, notes
 from . import profile as profiles
 from .entries import Entries, joined, precision_of

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import PyTree
 
-from . import archive
+from . import npz as archive
 
 Entry = dict[str, Any]  # for JSON: what a file holds of a series
 

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from ..callback import Callback, StepInfo, own_methods
+from ..methods.method import MakeStepper, Objective, Stepper
+from ..state import Layout
 from . import snapshot
-from .callback import Callback, StepInfo, own_methods
-from .checks import check_update
-from .partition import Layout
 from .records import MOST_STEPS, Recorder, check_names, records_of
 from .snapshot import Small, Snapshot
-from .stepper import MakeStepper, Objective, Stepper
+from .validation import check_update
 
 # How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
 # the problem's endings are counted on from there.

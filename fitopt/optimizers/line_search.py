@@ -46,23 +46,3 @@ def forget(state: PyTree, moved: ArrayLike = True) -> PyTree:
     """
     mark = lambda x: x._replace(value=jnp.where(moved, jnp.inf, x.value)) if _is_search(x) else x
     return jax.tree.map(mark, state, is_leaf=_is_search)
-
-
-# A line search takes slopes along its updates, which optax does not define alike everywhere for complex
-# numbers; so it is shown a complex leaf as one real leaf that holds both parts.
-
-
-def to_real(tree: PyTree) -> PyTree:
-    """A pytree with real leaves: a complex one becomes its real and imaginary parts, stacked.
-
-    >>> to_real(jnp.array(1 + 2j)).tolist()
-    [1.0, 2.0]
-    """
-    split = lambda x: jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
-    return jax.tree.map(split, tree)
-
-
-def from_real(tree: PyTree, like: PyTree) -> PyTree:
-    """The inverse of `to_real`; `like` says which leaves are complex."""
-    join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
-    return jax.tree.map(join, tree, like)

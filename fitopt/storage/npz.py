@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .files import replacing
+from .atomic_files import replacing
 
 _VERSION = 1
 _MEMBER = "_fitopt.json"

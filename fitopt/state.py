@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .parameter import Parameter, with_value
-from .spec import Spec
+from .parameter.parameter import Parameter, with_value
+from .parameter.specification import Spec
 
 State = TypeVar("State")
 

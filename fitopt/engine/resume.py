@@ -7,14 +7,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from .history import History
-from .parameter import Parameter
-from .partition import Layout, is_array, is_parameter
+from ..history import History
+from ..parameter.parameter import Parameter
+from ..parameter.specification import text
+from ..state import Layout, is_array, is_parameter
 from .snapshot import Snapshot
-from .spec import text
 
 if TYPE_CHECKING:
-    from .loop import Programs
+    from .compiled import Programs
 
 Description = dict[str, str]  # what is expected where
 

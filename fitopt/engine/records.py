@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .callback import Callback, StepInfo
-from .history import RESERVED
+from ..callback import Callback, StepInfo
+from ..history import RESERVED
 
 MOST_STEPS = 2**15  # of one stretch: room for this many losses is set aside
 _MOST_BYTES = 2**26  # of the records of one callback in one stretch

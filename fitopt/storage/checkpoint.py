@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from . import archive, series_files
-from .history import History
-from .resume import Description, ResumePoint, cut
+from ..engine.resume import Description, ResumePoint, cut
+from ..engine.snapshot import Small, Snapshot
+from ..history import History
+from . import npz as archive
+from . import series_files
 from .series_files import SeriesFiles
-from .snapshot import Small, Snapshot
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager

@@ -15,8 +15,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from .spec import Spec, check_range, check_spec, check_value, constant, mask_of, plain, text
-from .transforms import Transform
+from ..transforms import Transform
+from .specification import Spec, check_range, check_spec, check_value, constant, mask_of, plain, text
 
 # Lists are for JAX to refuse: with NotImplemented, p == [1, 2] would be False.
 _OPERANDS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple)

@@ -11,7 +11,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
-from .transforms import Affine, Bounded, Chain, Constant, Identity, Interval, Transform, real_dtype
+from ..transforms import Affine, Bounded, Chain, Identity, Interval, Transform
+from ..transforms.transform import Constant, real_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .callback import Callback
-from .history import RESERVED, History, Series
+from ..callback import Callback
+from ..history import RESERVED, History, Series
 from .resume import cut
 
 

@@ -15,11 +15,11 @@ import optimistix as optx
 from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .callback import StepInfo
-from .differentiation import value_and_gradient
+from ..callback import StepInfo
+from ..parameter.complex_numbers import from_real, to_real
+from .derivatives import value_and_gradient
 from .levenberg_marquardt import LevenbergMarquardt
-from .line_search import from_real, to_real
-from .stepper import Objective, Stepper, Values
+from .method import Objective, Stepper, Values
 
 CONVERGED, AT_REST, FAILED = 1, 2, 3
 

@@ -1,6 +1,6 @@
 """How long stretches should be."""
 
-from .loop import MOST_STEPS
+from .compiled import MOST_STEPS
 
 STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
 

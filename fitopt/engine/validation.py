@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
-from .callback import Callback, HostCallback, cadence, label
-from .parameter import Parameter
-from .partition import is_parameter
+from ..callback import Callback, HostCallback, cadence, label
+from ..parameter.parameter import Parameter
+from ..state import is_parameter
 
 
 def is_minimiser(optimizer: Any) -> bool:
@@ -173,6 +173,6 @@ def check_update(callback: Callback, before: PyTree, returned: Any) -> tuple[PyT
 def depth_in_package() -> int:
     """The stacklevel, for a warning in the caller, of the first frame that is not fitopt's."""
     frame, depth = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("fitopt."):
         frame, depth = frame.f_back, depth + 1
     return depth

@@ -10,20 +10,20 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..callback import Callback, Fit, HostCallback, HostFunction, cadence, due, label, open_host
+from ..history import History
+from ..optimizers.composition import number
+from ..parameter.specification import check_value
+from ..state import Flat, Layout, combine, flatten
 from . import resume, snapshot
-from .callback import Callback, Fit, HostCallback, HostFunction, cadence, due, label, open_host
-from .checks import bad_start, depth_in_package
-from .edits import interpret, merge_edit
-from .history import History
+from .chunks import Pace
+from .compiled import FIRST_CALLBACK, NOT_FINITE, RUNNING, Programs, Stretch
+from .history_writer import Journal
+from .host_callbacks import interpret, merge_edit
 from .interruption import Interruption, interruptible
-from .journal import Journal
-from .loop import FIRST_CALLBACK, NOT_FINITE, RUNNING, Programs, Stretch
-from .optimizers.composition import number
-from .pace import Pace
-from .partition import Flat, Layout, combine, flatten
 from .resume import BadPoint, Description, ResumePoint
 from .snapshot import Snapshot
-from .spec import check_value
+from .validation import bad_start, depth_in_package
 
 _SHORT_SECONDS = 1e-3  # a stretch shorter than this is begun while callbacks look at the last one
 

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
-from .differentiation import along_basis
+from .derivatives import along_basis
 
 Function = Callable[[PyTree, Any], tuple[PyTree, PyTree]]  # of parameters and args: residuals, and aux
 

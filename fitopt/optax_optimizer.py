@@ -1,114 +1,25 @@
 """`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
 
-import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.extend.core import get_opaque_trace_state
 from jaxtyping import Array, PyTree
 
-from .callback import Callback, HostCallback, StepInfo, label
-from .checkpoint import points
-from .checks import (
-    check_callbacks,
-    check_loss,
-    check_max_steps,
-    check_optimizer,
-    is_minimiser,
-    nothing_free,
-)
-from .differentiation import MODES
-from .driver import Run
+from .engine.fitter import Fitter
+from .engine.validation import check_loss, check_optimizer, is_minimiser
 from .history import History
-from .loop import Endings, Loop, Problem, Programs
-from .partition import Flat, Layout, flatten
-from .resume import BadPoint
-from .stepper import MakeStepper, Objective, OptaxStepper, Values
+from .methods.derivatives import MODES
+from .methods.method import Objective, Values
+from .methods.optax_method import OptaxStepper
 
 if TYPE_CHECKING:
     from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
-
-with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformation, whatever this one does
-    _NO_TRACE = _pool.submit(get_opaque_trace_state).result()
-
-
-class Fitter:
-    """What all ways to fit have in common: callbacks, compiled programs, and the run."""
-
-    def __init__(
-        self,
-        callback: Any,
-        evaluate: Callable[[Any], tuple[Any, Any]],
-        make_stepper: MakeStepper,
-        endings: Endings | None = None,
-        follows: bool = False,
-    ):
-        self._callbacks = check_callbacks(callback)
-        traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
-        hosts = [c for c in self._callbacks if not isinstance(c, Callback)]
-        looked_at = [c.uses if isinstance(c, HostCallback) else HostCallback.uses for c in hosts]
-        uses = tuple(name for name in StepInfo._fields if any(name in used for used in looked_at))
-        self._problem = Problem(evaluate, make_stepper, traced, uses, endings, follows)
-        self._programs: dict[tuple[Layout, str | None], Programs] = {}
-        self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
-
-    def _run(
-        self, state: State, max_steps: int, mode: str | None, resume_from: Any
-    ) -> tuple[State, History]:
-        max_steps = check_max_steps(max_steps)
-        flat = flatten(state)
-        if not flat.free:
-            raise ValueError(nothing_free(state))
-        if get_opaque_trace_state() != _NO_TRACE:
-            if resume_from is not None:
-                raise TypeError("resume_from does not work inside jit, vmap or grad")
-            return self._run_traced(flat, max_steps, mode)
-        programs_for = functools.partial(self._programs_for, mode=mode)
-        new = functools.partial(Run, programs_for, self._callbacks, state, flat, max_steps)
-        for earlier in points(resume_from):
-            with contextlib.suppress(BadPoint):
-                return new(earlier)()
-        return new()()
-
-    def _programs_for(self, layout: Layout, mode: str | None) -> Programs:
-        programs = self._programs.get((layout, mode))
-        if programs is None:
-            programs = Programs(Loop(self._problem, layout, mode))
-            programs = self._programs.setdefault((layout, mode), programs)
-        return programs
-
-    def _run_traced(self, flat: Flat, max_steps: int, mode: str | None) -> tuple[Any, History]:
-        for callback in self._callbacks:
-            if not isinstance(callback, Callback):
-                raise TypeError(
-                    f"callback {label(callback)} runs in Python, which a fit inside jit, vmap or grad "
-                    "cannot visit; use traced callbacks (fitopt.Callback) there"
-                )
-        fit = Loop(self._problem, flat.layout, mode).scan(flat.free, flat.fixed, max_steps)
-        history = History(loss=fit.losses)
-        for callback, records in zip(self._problem.callbacks, fit.records, strict=True):
-            for name, record in (records or {}).items():
-                every = callback.every
-                history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
-                history._every[name] = every
-        comparable = jnp.where(jnp.isnan(fit.losses), jnp.inf, fit.losses)
-        best = jnp.argmin(comparable) if max_steps else jnp.zeros((), int)
-        history.update(
-            n_steps=fit.n_steps,
-            final_loss=fit.final_loss,
-            best_loss=fit.losses[best] if max_steps else fit.final_loss,
-            best_step=best,
-        )
-        return flat.layout.state(fit.values, flat.fixed), history
 
 
 class OptaxOptimizer(Fitter):
@@ -155,7 +66,7 @@ class OptaxOptimizer(Fitter):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
         evaluate = functools.partial(_evaluate, loss, has_aux)
         if is_minimiser(optimizer):
-            from . import solver_stepper  # brings optimistix with it
+            from .methods import optimistix_method as solver_stepper
 
             make_stepper = functools.partial(solver_stepper.make, optimizer)
             super().__init__(

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from .callback import label
-from .parameter import Parameter, with_value
-from .partition import is_array, is_parameter
+from ..callback import label
+from ..parameter.parameter import Parameter, with_value
+from ..state import is_array, is_parameter
 
 
 def interpret(callback: Any, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:

@@ -1,0 +1,1 @@
+"""What makes one step: optax optimizers, minimisers, least-squares solvers."""

@@ -1,0 +1,21 @@
+"""Complex arrays as real ones: optimizers, matrices and tables know real numbers."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+
+def to_real(tree: PyTree) -> PyTree:
+    """A pytree with real leaves: a complex one becomes its real and imaginary parts, stacked.
+
+    >>> to_real(jnp.array(1 + 2j)).tolist()
+    [1.0, 2.0]
+    """
+    split = lambda x: jnp.stack([x.real, x.imag]) if jnp.iscomplexobj(x) else x
+    return jax.tree.map(split, tree)
+
+
+def from_real(tree: PyTree, like: PyTree) -> PyTree:
+    """The inverse of `to_real`; `like` says which leaves are complex."""
+    join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
+    return jax.tree.map(join, tree, like)
