@@ -182,7 +182,7 @@ def _slopes(specs: tuple[Spec, ...], values: list[Array]) -> list[Array]:
     """How fast each entry of each value changes with its coordinate."""
 
     def slope(spec: Spec, value: Array) -> Array:
-        coordinate = spec.to_coordinate(value)
+        coordinate = spec.to_position(value)
         return jax.jvp(spec.bijection.forward, (coordinate,), (jnp.ones_like(coordinate),))[1]
 
     pairs = zip(specs, values, strict=True)

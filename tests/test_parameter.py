@@ -589,7 +589,7 @@ def test_it_prints_while_it_is_traced():
 
 def there_and_back(parameter):
     spec = parameter._spec
-    coordinate = spec.to_coordinate(parameter.value)
+    coordinate = spec.to_position(parameter.value)
     return coordinate, spec.to_value(coordinate, parameter.value)
 
 
@@ -653,7 +653,7 @@ def test_entries_that_a_mask_fixes_keep_every_bit_and_take_no_part(metadata):
 
     @jax.jit
     def run(value):
-        coordinate = spec.to_coordinate(value)
+        coordinate = spec.to_position(value)
         moved = coordinate + jnp.where(mask, 0.1, 0.0)
         gradient = jax.grad(lambda c: jnp.nansum(spec.to_value(c, value) ** 2))(moved)
         return coordinate, spec.to_value(moved, value), gradient
@@ -672,7 +672,7 @@ def test_entries_that_a_mask_fixes_keep_every_bit_and_take_no_part(metadata):
 )
 def test_entries_that_a_mask_fixes_do_not_spoil_the_derivatives_of_coordinates(metadata):
     parameter = Parameter("k", [2.0, 0.0, 1.0], mask=[True, False, False], **metadata)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p._spec.to_coordinate(p.value))))(parameter)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p._spec.to_position(p.value))))(parameter)
     assert np.isfinite(gradient).all() and gradient[0] > 0
     np.testing.assert_array_equal(gradient[1:], [0.0, 0.0])
 
@@ -748,10 +748,10 @@ def test_a_value_is_inside_if_all_that_is_fitted_is(value, inside):
     spec = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0])._spec
     assert bool(jax.jit(spec.is_inside)(jnp.array(value))) is inside
     if inside:
-        check_value(spec, np.array(value, np.float32))
+        check_value("Parameter 'k'", spec, np.array(value, np.float32))
     else:
         with pytest.raises(ValueError, match="'k'"):
-            check_value(spec, np.array(value, np.float32))
+            check_value("Parameter 'k'", spec, np.array(value, np.float32))
     masked = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0], mask=[False, True])._spec
     assert bool(masked.is_inside(jnp.array([-7.0, 5.0])))
 
@@ -780,7 +780,13 @@ BAD = {
     "free": (lambda: Parameter("k", 1.0, 1), TypeError, "'k': free must be True or False, got 1"),
     "string": (lambda: Parameter("k", "fast"), TypeError, "'k': the value must be a number.*'fast'"),
     "strings": (lambda: Parameter("k", ["a", 1]), TypeError, "'k': the value must be a number"),
-    "None": (lambda: Parameter("k", None), TypeError, "'k': the value must be a number.*None"),
+    "None": (lambda: Parameter("k", None), TypeError, r"'k': the value is missing.*Parameter\(value\)"),
+    "another library's word": (
+        lambda: Parameter("k", 1.0, min=0),
+        TypeError,
+        "'k': there is no argument 'min'; use lower; it has name, value, free, lower",
+    ),
+    "vary": (lambda: Parameter(1.0, vary=False), TypeError, "there is no argument 'vary'; use free"),
     "bool": (lambda: Parameter("k", True), TypeError, "'k': the value must be a number.*True"),
     "bools": (lambda: Parameter("k", [True]), TypeError, "'k': the value must be a number.*True"),
     "dict": (lambda: Parameter("k", {"a": 1}), TypeError, "'k': the value must be a number"),
@@ -796,11 +802,15 @@ BAD = {
         r"'k': the value 9.0 at index \[1, 0\] lies outside its bound upper=3",
     ),
     "below, free=False": (lambda: Parameter("k", -1, False, lower=0), ValueError, "'k'.*lower=0"),
-    "bounds equal": (lambda: Parameter("k", 1, lower=1, upper=1), ValueError, "'k': lower must be less"),
+    "outside equal bounds": (
+        lambda: Parameter("k", 2, lower=1, upper=1),
+        ValueError,
+        "'k': the value 2.0 lies outside its bound upper=1",
+    ),
     "bounds equal in float32": (
         lambda: Parameter("k", 1, lower=1, upper=1 + 1e-9),
         ValueError,
-        "'k': lower must be less than upper in float32, got lower=1 and upper=1.000000001",
+        "'k': lower must be less than upper in float32, or equal to it, got lower=1 and upper=1.000000001",
     ),
     "bounds swapped in an entry": (
         lambda: Parameter("k", [1, 1], lower=[0, 2], upper=[2, 0]),
@@ -915,3 +925,26 @@ BAD = {
 def test_bad_input_is_an_error_that_names_the_parameter(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_parameter_without_a_name_takes_a_value_alone():
+    parameter = Parameter(1.5, lower=0)
+    assert (parameter.name, parameter.value, parameter.lower) == (None, 1.5, 0)
+    assert repr(parameter) == "Parameter(1.5, lower=0)"
+    assert repr(parameter.replace(value=2.0)) == "Parameter(2.0, lower=0)"
+
+
+@pytest.mark.parametrize("argument", ["value", "lower", "free"])
+def test_a_change_in_place_is_refused_with_the_way_to_make_it(argument):
+    parameter = Parameter("k", 1.0, lower=0)
+    with pytest.raises(AttributeError, match=rf"'k' cannot be changed.*p.replace\({argument}=...\)"):
+        setattr(parameter, argument, 3)
+
+
+def test_entries_between_equal_bounds_are_not_fitted():
+    spec = Parameter("k", [1.0, 2.0], lower=[1.0, 0.0], upper=[1.0, 5.0])._spec
+    value = jnp.array([1.0, 2.0])
+    position = spec.to_position(value)
+    assert position[0] == 0
+    moved = spec.to_value(position + 1, value)
+    assert moved[0] == 1 and 2 < moved[1] < 5

@@ -80,7 +80,7 @@ class Loop:
 
     def coordinates(self, values: Sequence[Array]) -> PyTree:
         pairs = zip(self.layout.specs, values, strict=True)
-        return self.layout.free_tree([spec.to_coordinate(value) for spec, value in pairs])
+        return self.layout.free_tree([spec.to_position(value) for spec, value in pairs])
 
     def values(self, coordinates: PyTree, start: Sequence[Array]) -> list[Array]:
         leaves = jax.tree.leaves(coordinates)

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from ..callback import Callback, Fit, HostCallback, HostFunction, cadence, due, label, open_host
 from ..history import History
 from ..optimizers.composition import number
-from ..parameter.specification import check_value
+from ..parameter.specification import called, check_value
 from ..state import Flat, Layout, combine, flatten
 from . import resume, snapshot
 from .chunks import Pace
@@ -345,9 +345,10 @@ class Run:
             self.check_values(values, prefix)
 
     def check_values(self, values: Sequence[Array], prefix: str = "") -> None:
-        for spec, value in zip(self.point.layout.specs, values, strict=True):
+        layout = self.point.layout
+        for name, spec, value in zip(layout.names, layout.specs, values, strict=True):
             try:
-                check_value(spec, value)
+                check_value(called(name), spec, value)
             except ValueError as error:
                 raise ValueError(prefix + str(error)) from None
 

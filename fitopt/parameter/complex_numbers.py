@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+import numpy as np
+from jaxtyping import Float, PyTree
 
 
 def to_real(tree: PyTree) -> PyTree:
@@ -19,3 +20,14 @@ def from_real(tree: PyTree, like: PyTree) -> PyTree:
     """The inverse of `to_real`; `like` says which leaves are complex."""
     join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
     return jax.tree.map(join, tree, like)
+
+
+def joined(real: Float[np.ndarray, "*shape"], imag: Float[np.ndarray, "*shape"]) -> np.ndarray:
+    """Complex numbers of their parts; by `real + 1j * imag` those with an infinite part would be NaN.
+
+    >>> joined(np.array(1.0), np.array(np.inf))
+    array(1.+infj)
+    """
+    numbers = np.empty(np.shape(real), complex)
+    numbers.real, numbers.imag = real, imag
+    return numbers

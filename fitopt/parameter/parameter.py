@@ -2,9 +2,7 @@
 
 import contextlib
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import equinox as eqx
 import jax
@@ -16,34 +14,23 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 from ..transforms import Transform
-from .specification import Spec, check_range, check_spec, check_value, constant, mask_of, plain, text
+from .array_face import ArrayFace
+from .specification import (
+    Spec,
+    called,
+    check_range,
+    check_spec,
+    check_value,
+    constant,
+    mask_of,
+    plain,
+    text,
+)
 
-# Lists are for JAX to refuse: with NotImplemented, p == [1, 2] would be False.
-_OPERANDS = (bool, int, float, complex, np.generic, np.ndarray, jax.Array, list, tuple)
-
-
-def _operand(x: Any) -> Any:
-    """The array that an operand stands for, or NotImplemented where it stands for none."""
-    if isinstance(x, _OPERANDS):
-        return x
-    return x.__jax_array__() if hasattr(x, "__jax_array__") else NotImplemented
-
-
-def _operator(function: Callable[[Any, Any], Any], swapped: bool = False) -> Any:
-    def method(self: "Parameter", other: Any) -> Any:
-        other = _operand(other)
-        if other is NotImplemented:
-            return NotImplemented
-        return function(other, self.value) if swapped else function(self.value, other)
-
-    return method
+ARGUMENTS = ("name", "value", "free", "lower", "upper", "scale", "mask", "transform")
 
 
-def _both_ways(function: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
-    return _operator(function), _operator(function, swapped=True)
-
-
-class Parameter(eqx.Module):
+class Parameter(ArrayFace):
     """A named number or array that a fit may change; in a pytree it stands for its value.
 
     It behaves as the array of its value everywhere: in arithmetic, comparisons, indexing and in
@@ -52,7 +39,8 @@ class Parameter(eqx.Module):
 
     **Arguments:**
 
-    - `name`: what errors, tables and plots call it.
+    - `name`: what errors, tables and plots call it; by default after its place in the state, such as
+        `rate` or `layers/0/bias`: `Parameter(1.0, lower=0)`.
     - `value`: a real or complex number or array, of any shape; integers become floats.
     - `free`: whether it is fitted.
     - `lower`, `upper`: bounds that the value keeps throughout the fit: a number, or an array that
@@ -81,10 +69,40 @@ class Parameter(eqx.Module):
     value: Array
     _spec: Spec = eqx.field(static=True)
 
+    if TYPE_CHECKING:  # what a type checker has to know of the two ways to call it
+
+        @overload
+        def __init__(
+            self,
+            name: str,
+            value: ArrayLike,
+            free: bool = True,
+            *,
+            lower: ArrayLike | None = None,
+            upper: ArrayLike | None = None,
+            scale: ArrayLike | None = None,
+            mask: ArrayLike | None = None,
+            transform: Transform | None = None,
+        ): ...
+
+        @overload
+        def __init__(
+            self,
+            value: ArrayLike,
+            /,
+            *,
+            free: bool = True,
+            lower: ArrayLike | None = None,
+            upper: ArrayLike | None = None,
+            scale: ArrayLike | None = None,
+            mask: ArrayLike | None = None,
+            transform: Transform | None = None,
+        ): ...
+
     def __init__(
         self,
-        name: str,
-        value: ArrayLike,
+        name: Any = None,
+        value: Any = None,
         free: bool = True,
         *,
         lower: ArrayLike | None = None,
@@ -92,31 +110,41 @@ class Parameter(eqx.Module):
         scale: ArrayLike | None = None,
         mask: ArrayLike | None = None,
         transform: Transform | None = None,
+        **unknown: Any,
     ):
-        if not isinstance(name, str):
+        if value is None and not isinstance(name, str):
+            name, value = None, name
+        if not isinstance(name, str | None):
             raise TypeError(f"Parameter: name must be a string, got {name!r}")
+        who = called(name)
+        if unknown:
+            raise TypeError(f"{who}: {_unknown_argument(next(iter(unknown)))}")
+        if value is None:
+            raise TypeError(
+                f"{who}: the value is missing; call Parameter(name, value) or Parameter(value)"
+            )
         if not isinstance(free, bool | np.bool_):
-            raise TypeError(f"Parameter {name!r}: free must be True or False, got {free!r}")
-        self.value = _as_inexact(name, value)
+            raise TypeError(f"{who}: free must be True or False, got {free!r}")
+        self.value = _as_inexact(who, value)
         shape = self.value.shape
         self._spec = Spec(
             name,
             bool(free),
-            constant(name, "lower", lower, shape),
-            constant(name, "upper", upper, shape),
-            constant(name, "scale", scale, shape),
-            mask_of(name, mask, shape),
+            constant(who, "lower", lower, shape),
+            constant(who, "upper", upper, shape),
+            constant(who, "scale", scale, shape),
+            mask_of(who, mask, shape),
             transform,
         )
         check_spec(self._spec, self.value.dtype)
         if not isinstance(self.value, Tracer):
-            check_value(self._spec, self.value)
+            check_value(who, self._spec, self.value)
             if transform is not None:
                 check_range(self._spec, self.value)
 
     @property
-    def name(self) -> str:
-        """What errors, tables and plots call it."""
+    def name(self) -> str | None:
+        """What errors, tables and plots call it; None if they call it after its place in the state."""
         return self._spec.name
 
     @property
@@ -160,15 +188,11 @@ class Parameter(eqx.Module):
         >>> Parameter("k", 1.0, lower=0).replace(value=2.0)
         Parameter('k', 2.0, lower=0)
         """
-        names = ("name", "value", "free", "lower", "upper", "scale", "mask", "transform")
-        unknown = sorted(set(changes) - set(names))
-        if unknown:
-            raise TypeError(f"Parameter has no argument {unknown[0]!r}; it has {', '.join(names)}")
         value = changes.get("value")
         if type(value) in (int, float, complex) or getattr(value, "weak_type", False):
             dtype = jnp.result_type(self.value, value)
             changes["value"] = jnp.asarray(value, dtype)
-        return Parameter(**{name: changes.get(name, getattr(self, name)) for name in names})
+        return Parameter(**({name: getattr(self, name) for name in ARGUMENTS} | changes))
 
     def fix(self) -> "Parameter":
         """A copy that fits leave as it is.
@@ -189,137 +213,23 @@ class Parameter(eqx.Module):
         return with_value(dataclasses.replace(self._spec, free=True), self.value)
 
     def __repr__(self) -> str:
-        parts = [repr(self.name), text(self.value)]
-        parts += ["free=False"] if not self.free else []
-        for label in ("lower", "upper", "scale", "mask"):
-            constant = getattr(self._spec, label)
-            parts += [] if constant is None else [f"{label}={text(constant.array)}"]
-        parts += [] if self.transform is None else [f"transform={self.transform!r}"]
+        parts = [] if self.name is None else [repr(self.name)]
+        parts += [text(self.value)]
+        parts += self._spec.settings()
         return f"Parameter({', '.join(parts)})"
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except dataclasses.FrozenInstanceError:
+            change = f"{name}=..." if name in ARGUMENTS else "value=..."
+            raise AttributeError(
+                f"{called(self.name)} cannot be changed; make another with p.replace({change})"
+            ) from None
 
     def __pdoc__(self, **_: Any) -> Any:
         """How it looks within the repr of an Equinox module."""
         return wadler_lindig.TextDoc(repr(self))
-
-    # The value's own face.
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The value's shape."""
-        return np.shape(self.value)
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The value's dtype."""
-        return self.value.dtype
-
-    @property
-    def ndim(self) -> int:
-        """The value's number of axes."""
-        return np.ndim(self.value)
-
-    @property
-    def size(self) -> int:
-        """The value's number of entries."""
-        return np.size(self.value)
-
-    @property
-    def T(self) -> Array:
-        """The value with its axes reversed."""
-        return self.value.T
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or name == "value":
-            raise AttributeError(f"Parameter has no attribute {name!r}")
-        return getattr(self.value, name)
-
-    def __jax_array__(self) -> Array:
-        return self.value
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.value, dtype=dtype, copy=copy)
-
-    def __dlpack__(self, **kwargs: Any) -> Any:
-        return self.value.__dlpack__(**kwargs)
-
-    def __dlpack_device__(self) -> tuple:
-        return self.value.__dlpack_device__()  # pyright: ignore[reportAttributeAccessIssue]
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """NumPy's functions and NumPy operands on the left give what `jax.numpy` gives."""
-        if any(isinstance(x, Parameter) for x in kwargs.get("out", ())):
-            return NotImplemented
-        name = ufunc.__name__
-        if (
-            method == "__call__"
-            and not kwargs
-            and getattr(np, name, None) is ufunc
-            and hasattr(jnp, name)
-        ):
-            arrays = (np.asarray(x) if isinstance(x, list | tuple) else _plain_value(x) for x in inputs)
-            return getattr(jnp, name)(*arrays)
-        arrays = (np.asarray(x) if isinstance(x, Parameter) else x for x in inputs)
-        return getattr(ufunc, method)(*arrays, **kwargs)
-
-    def __getitem__(self, index: Any) -> Array:
-        return self.value[index]
-
-    def __iter__(self) -> Iterator[Array]:
-        return iter(self.value)
-
-    def __len__(self) -> int:
-        return len(self.value)
-
-    def __format__(self, spec: str) -> str:
-        if self.ndim == 0 or not spec:
-            return format(self.value, spec)
-        entries = np.asarray(self.value)
-        return np.array2string(entries, formatter={"all": lambda x: format(x, spec)}, separator=", ")
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __int__(self) -> int:
-        return int(self.value)
-
-    def __complex__(self) -> complex:
-        return complex(self.value)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
-
-    def __round__(self, ndigits: int | None = None) -> Array:
-        return round(self.value, ndigits)
-
-    def __neg__(self) -> Array:
-        return -self.value
-
-    def __pos__(self) -> Array:
-        return +self.value
-
-    def __abs__(self) -> Array:
-        return abs(self.value)
-
-    __add__, __radd__ = _both_ways(operator.add)
-    __sub__, __rsub__ = _both_ways(operator.sub)
-    __mul__, __rmul__ = _both_ways(operator.mul)
-    __truediv__, __rtruediv__ = _both_ways(operator.truediv)
-    __floordiv__, __rfloordiv__ = _both_ways(operator.floordiv)
-    __mod__, __rmod__ = _both_ways(operator.mod)
-    __divmod__, __rdivmod__ = _both_ways(divmod)
-    __pow__, __rpow__ = _both_ways(operator.pow)
-    __matmul__, __rmatmul__ = _both_ways(operator.matmul)
-    __eq__ = _operator(operator.eq)
-    __ne__ = _operator(operator.ne)
-    __lt__ = _operator(operator.lt)
-    __le__ = _operator(operator.le)
-    __gt__ = _operator(operator.gt)
-    __ge__ = _operator(operator.ge)
-    __hash__ = None  # pyright: ignore[reportAssignmentType]  # == compares entry by entry
-
-
-def _plain_value(x: Any) -> Any:
-    return x.value if isinstance(x, Parameter) else x
 
 
 def with_value(spec: Spec, value: Any) -> Parameter:
@@ -330,9 +240,16 @@ def with_value(spec: Spec, value: Any) -> Parameter:
     return parameter
 
 
-def _as_inexact(name: str, value: Any) -> Array:
+def _unknown_argument(name: str) -> str:
+    """What to say of an argument that there is not, such as another library's word for one."""
+    ours = {"min": "lower", "max": "upper", "bounds": "lower and upper", "vary": "free", "fixed": "free"}
+    hint = f"; use {ours[name]}" if name in ours else ""
+    return f"there is no argument {name!r}{hint}; it has {', '.join(ARGUMENTS)}"
+
+
+def _as_inexact(who: str, value: Any) -> Array:
     """The value as an array of floats or complex numbers that shares no memory with the user's."""
-    value = _plain_value(value)
+    value = value.value if isinstance(value, Parameter) else value
     known = not any(isinstance(x, Tracer) for x in jax.tree.leaves(value))
     # What is known is kept known under jit, so that it can be checked there as well.
     with jax.ensure_compile_time_eval() if known else contextlib.nullcontext():
@@ -348,7 +265,7 @@ def _as_inexact(name: str, value: Any) -> Array:
                 raise TypeError(f"not numbers but {array.dtype}")
         except (TypeError, ValueError, OverflowError) as error:
             raise TypeError(
-                f"Parameter {name!r}: the value must be a number or an array of numbers, got {value!r}"
+                f"{who}: the value must be a number or an array of numbers, got {value!r}"
             ) from error
         inexact = jnp.issubdtype(array.dtype, jnp.inexact)
         # With astype, a Python number's weak type becomes a dtype of its own.

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import re
+import zlib
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Bool
 
 from ..transforms import Affine, Bounded, Chain, Identity, Interval, Transform
+from ..transforms.bounds import Projected
 from ..transforms.transform import Constant, real_dtype
 
 
@@ -19,7 +22,7 @@ from ..transforms.transform import Constant, real_dtype
 class Spec:
     """All that a Parameter is besides its value: static, and hashable by content."""
 
-    name: str
+    name: str | None  # None for one that is called after its place in the state
     free: bool
     lower: Constant | None
     upper: Constant | None
@@ -39,30 +42,71 @@ class Spec:
 
     @functools.cached_property
     def bijection(self) -> Transform:
-        """Scale, transform and bounds as one: `scale * transform(...)`, kept within the bounds."""
-        lower = -np.inf if self.lower is None else self.lower.array
-        upper = np.inf if self.upper is None else self.upper.array
-        scale = None if self.scale is None else self.scale.array
-        if self.transform is None and self.is_bounded:
-            return Interval(lower, upper, scale)
-        parts = [] if scale is None else [Affine(scale=scale)]
+        """From the unconstrained value to the value: scale, transform and bounds as one."""
+        if not self.is_bounded:
+            return self._unbounded
+        if self.transform is None:
+            return Interval(*self._bounds, None if self.scale is None else self.scale.array)
+        return Bounded(self._unbounded, *self._bounds)
+
+    @functools.cached_property
+    def projection(self) -> Transform:
+        """Scale and transform alone, for a method that keeps bounds itself."""
+        return Projected(self._unbounded, *self._bounds) if self.is_bounded else self._unbounded
+
+    @functools.cached_property
+    def _unbounded(self) -> Transform:
+        parts = [] if self.scale is None else [Affine(scale=self.scale.array)]
         parts += [] if self.transform is None else [self.transform]
-        unbounded = parts[0] if len(parts) == 1 else Chain(*parts) if parts else Identity()
-        return Bounded(unbounded, lower, upper) if self.is_bounded else unbounded
+        return parts[0] if len(parts) == 1 else Chain(*parts) if parts else Identity()
 
-    def to_coordinate(self, value: Array) -> Array:
-        """The unconstrained number that the optimizer moves; zero where the mask fixes an entry."""
-        if self.mask is None:
-            return self.bijection.inverse(value)
-        mask = self.mask.array
+    @functools.cached_property
+    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds, infinite where there are none, or where the two are equal."""
+        lower = np.asarray(-np.inf if self.lower is None else self.lower.array, float)
+        upper = np.asarray(np.inf if self.upper is None else self.upper.array, float)
+        return np.where(lower == upper, -np.inf, lower), np.where(lower == upper, np.inf, upper)
+
+    @functools.cached_property
+    def fitted(self) -> Bool[np.ndarray, "*shape"] | None:
+        """Where entries are fitted, None if everywhere: not by the mask, nor between equal bounds."""
+        free = np.ones((), bool) if self.mask is None else self.mask.array
+        if self.lower is not None and self.upper is not None:
+            free = free & (self.lower.array != self.upper.array)
+        return None if free.all() else free
+
+    def to_position(self, value: Array, transform: Transform | None = None) -> Array:
+        """The number that a method moves; zero for entries that are not fitted."""
+        transform = self.bijection if transform is None else transform
+        if self.fitted is None:
+            return transform.inverse(value)
         # Fixed entries may lie outside the bounds: something harmless goes through in their place.
-        inside = jax.lax.stop_gradient(self.bijection.forward(jnp.zeros_like(value)))
-        return jnp.where(mask, self.bijection.inverse(jnp.where(mask, value, inside)), 0)
+        inside = jax.lax.stop_gradient(transform.forward(jnp.zeros_like(value)))
+        return jnp.where(self.fitted, transform.inverse(jnp.where(self.fitted, value, inside)), 0)
 
-    def to_value(self, coordinate: Array, start: Array) -> Array:
-        """The value at a coordinate; `start` gives the entries that the mask fixes."""
-        value = self.bijection.forward(coordinate)
-        return value if self.mask is None else jnp.where(self.mask.array, value, start)
+    def to_value(self, position: Array, start: Array, transform: Transform | None = None) -> Array:
+        """The value at a position; `start` gives the entries that are not fitted."""
+        value = (self.bijection if transform is None else transform).forward(position)
+        return value if self.fitted is None else jnp.where(self.fitted, value, start)
+
+    def settings(self, exact: bool = False) -> list[str]:
+        """What it was made with, such as `lower=0`; `exact` tells large arrays apart."""
+        said = [] if self.free else ["free=False"]
+        for label in ("lower", "upper", "scale", "mask"):
+            constant = getattr(self, label)
+            if constant is None:
+                continue
+            shown = text(constant.array)
+            if exact and shown.startswith("<"):
+                shown = f"<{zlib.crc32(constant.array.tobytes()):08x}>"
+            said.append(f"{label}={shown}")
+        if self.transform is not None:
+            # Functions are shown with their address, which differs from process to process.
+            shown = (
+                re.sub(" at 0x[0-9a-f]+", "", repr(self.transform)) if exact else repr(self.transform)
+            )
+            said.append(f"transform={shown}")
+        return said
 
     @property
     def is_bounded(self) -> bool:
@@ -81,15 +125,19 @@ class Spec:
         return jnp.all(inside)
 
 
-def check_value(spec: Spec, value: ArrayLike) -> None:
+def called(name: str | None) -> str:
+    """What sentences call a Parameter."""
+    return "Parameter" if name is None else f"Parameter {name!r}"
+
+
+def check_value(who: str, spec: Spec, value: ArrayLike) -> None:
     """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
     entries = np.asarray(value)
     fitted = np.ones((), bool) if spec.mask is None else spec.mask.array
     bad = fitted & ~np.isfinite(entries)
     if bad.any():
         raise ValueError(
-            f"Parameter {spec.name!r}: the value must be finite in {entries.dtype}, "
-            f"got {_first(entries, bad)}"
+            f"{who}: the value must be finite in {entries.dtype}, got {_first(entries, bad)}"
         )
     for label, bound, outside in (
         ("lower", spec.lower, np.less),
@@ -101,8 +149,7 @@ def check_value(spec: Spec, value: ArrayLike) -> None:
         if bad.any():
             limit = np.broadcast_to(bound.array, entries.shape)[bad][0]
             raise ValueError(
-                f"Parameter {spec.name!r}: the value {_first(entries, bad)} lies outside "
-                f"its bound {label}={limit}"
+                f"{who}: the value {_first(entries, bad)} lies outside its bound {label}={limit}"
             )
 
 
@@ -112,57 +159,55 @@ def _first(entries: np.ndarray, bad: np.ndarray) -> str:
     return f"{entries[tuple(where)]}" + (f" at index {where}" if where else "")
 
 
-def as_numpy(name: str, label: str, given: Any) -> np.ndarray:
+def as_numpy(who: str, label: str, given: Any) -> np.ndarray:
     try:
         return np.asarray(given)
     except jax.errors.TracerArrayConversionError:
         raise TypeError(
-            f"Parameter {name!r}: {label} is static, so it cannot depend on what is being traced, "
-            f"got {given!r}"
+            f"{who}: {label} is static, so it cannot depend on what is being traced, got {given!r}"
         ) from None
     except (TypeError, ValueError):
         return np.asarray(None)  # of no numerical dtype
 
 
-def constant(name: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+def constant(who: str, label: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
     if given is None:
         return None
-    array = as_numpy(name, label, given)
+    array = as_numpy(who, label, given)
     if not (jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)):
-        raise TypeError(f"Parameter {name!r}: {label} must be a real number or array, got {given!r}")
+        raise TypeError(f"{who}: {label} must be a real number or array, got {given!r}")
     if np.isnan(array).any():
-        raise ValueError(f"Parameter {name!r}: {label} must not be NaN, got {text(array)}")
-    check_shape(name, label, array.shape, shape)
+        raise ValueError(f"{who}: {label} must not be NaN, got {text(array)}")
+    check_shape(who, label, array.shape, shape)
     return Constant(array)
 
 
-def mask_of(name: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
+def mask_of(who: str, given: Any, shape: tuple[int, ...]) -> Constant | None:
     if given is None:
         return None
-    array = as_numpy(name, "mask", given)
+    array = as_numpy(who, "mask", given)
     if array.dtype != bool:
-        raise TypeError(f"Parameter {name!r}: mask must be booleans, got {given!r}")
-    check_shape(name, "mask", array.shape, shape)
+        raise TypeError(f"{who}: mask must be booleans, got {given!r}")
+    check_shape(who, "mask", array.shape, shape)
     if not array.any():
-        raise ValueError(f"Parameter {name!r}: mask fits no entry; use free=False to fix them all")
+        raise ValueError(f"{who}: mask fits no entry; use free=False to fix them all")
     return Constant(np.broadcast_to(array, shape))
 
 
-def check_shape(name: str, label: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
+def check_shape(who: str, label: str, given: tuple[int, ...], shape: tuple[int, ...]) -> None:
     try:
         fits = np.broadcast_shapes(given, shape) == shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(
-            f"Parameter {name!r}: {label} has shape {given}, "
-            f"which does not broadcast to the value's shape {shape}"
+            f"{who}: {label} has shape {given}, which does not broadcast to the value's shape {shape}"
         )
 
 
 def check_spec(spec: Spec, dtype: np.dtype) -> None:
     """Raise if the parts of a spec are not what they should be, or do not fit together."""
-    who, real = f"Parameter {spec.name!r}", real_dtype(dtype)
+    who, real = called(spec.name), real_dtype(dtype)
     if spec.scale is not None:
         scale = spec.scale.astype(real)
         if not np.all((scale >= jnp.finfo(real).tiny) & np.isfinite(scale)):
@@ -174,9 +219,10 @@ def check_spec(spec: Spec, dtype: np.dtype) -> None:
     if spec.is_bounded:
         lower = Constant(-np.inf) if spec.lower is None else spec.lower
         upper = Constant(np.inf) if spec.upper is None else spec.upper
-        if not np.all(lower.astype(dtype) < upper.astype(dtype)):
+        equal = (lower.array == upper.array) & np.isfinite(lower.array)  # such entries are fixed
+        if not np.all(equal | (lower.astype(dtype) < upper.astype(dtype))):
             raise ValueError(
-                f"{who}: lower must be less than upper in {dtype}, "
+                f"{who}: lower must be less than upper in {dtype}, or equal to it, "
                 f"got lower={text(lower.array)} and upper={text(upper.array)}"
             )
     transform = spec.transform
@@ -209,9 +255,9 @@ def check_range(spec: Spec, value: Array) -> None:
     compared = np.broadcast_to(compared, entries.shape)
     try:
         with jax.ensure_compile_time_eval():
-            coordinate = spec.to_coordinate(value)
-            back = np.asarray(spec.to_value(coordinate, value))
-            reached = back.shape == entries.shape and bool(jnp.isfinite(coordinate).all())
+            position = spec.to_position(value)
+            back = np.asarray(spec.to_value(position, value))
+            reached = back.shape == entries.shape and bool(jnp.isfinite(position).all())
     except (TypeError, ValueError, IndexError) as error:
         reached, cause = False, error
     if reached:
@@ -220,7 +266,7 @@ def check_range(spec: Spec, value: Array) -> None:
         reached = np.all(np.abs(back - entries) <= tolerance)
     if not reached:
         raise ValueError(
-            f"Parameter {spec.name!r}: the value {text(value)} is not one "
+            f"{called(spec.name)}: the value {text(value)} is not one "
             f"that transform={spec.transform!r} can give"
         ) from cause
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from ..parameter.parameter import with_value
-from ..parameter.specification import Spec, check_value
+from ..parameter.specification import Spec, called, check_value
 from ..state import is_parameter
 from ..transforms import Identity
 
@@ -64,14 +64,14 @@ class Leaf:
             )
         value = self.check(x, "params")
         if spec is not None and not isinstance(value, Tracer):
-            check_value(spec, value)
+            check_value(called(spec.name or text(self.path)), spec, value)
         return value
 
     def coordinate(self, value: Array, known: tuple[Array, Array] | None = None) -> Array:
         """The coordinate of a value: the known one where the value is what it was, to the bit."""
         if self.spec is None:
             return value
-        coordinate = self.spec.to_coordinate(value)
+        coordinate = self.spec.to_position(value)
         if known is None:
             return coordinate
         same = value == known[1]

@@ -202,20 +202,28 @@ class Bounded(Transform):
         object.__setattr__(self, "upper", bounds.upper)
 
     def forward(self, coordinate: Array) -> Array:
-        interval, _, _ = self._inner(coordinate.shape, coordinate.dtype)
-        value = self.transform.forward(interval.forward(coordinate))
-        return _clip(value, self.lower.astype(value.dtype), self.upper.astype(value.dtype))
+        value = self.transform.forward(self._interval(coordinate).forward(coordinate))
+        return _replaced(value, jnp.clip(value, *self._bounds(value)))
 
     def inverse(self, value: Array) -> Array:
-        interval, at_lower, at_upper = self._inner(value.shape, value.dtype)
-        inner = self.transform.inverse(value)
-        # Rounding must not decide whether a value on a bound is on one in here.
-        inner = jnp.where(value <= self.lower.astype(value.dtype), at_lower, inner)
-        inner = jnp.where(value >= self.upper.astype(value.dtype), at_upper, inner)
-        return interval.inverse(inner)
+        return self._interval(value).inverse(self.inner(value))
 
-    def _inner(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[Interval, np.ndarray, np.ndarray]:
-        """The interval before the transform, and what the transform maps to each of the bounds."""
+    def inner(self, value: Array) -> Array:
+        """What the transform maps to the value; rounding does not lead away from a bound."""
+        at_lower, at_upper = self.ends(value.shape, value.dtype)
+        lower, upper = self._bounds(value)
+        inner = jnp.where(value <= lower, at_lower, self.transform.inverse(value))
+        return jnp.where(value >= upper, at_upper, inner)
+
+    def _bounds(self, value: Array) -> tuple[np.ndarray, np.ndarray]:
+        return self.lower.astype(value.dtype), self.upper.astype(value.dtype)
+
+    def _interval(self, like: Array) -> Interval:
+        ends = self.ends(like.shape, like.dtype)
+        return Interval(np.minimum(*ends), np.maximum(*ends))
+
+    def ends(self, shape: tuple[int, ...], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """What the transform maps to the lower and to the upper bound, in this order."""
         with jax.ensure_compile_time_eval():
             probes = [np.asarray(self.transform.forward(jnp.full(shape, x, dtype))) for x in (-0.5, 0.5)]
             falling = probes[0] > probes[1]
@@ -227,17 +235,40 @@ class Bounded(Transform):
                 end = np.asarray(self.transform.inverse(jnp.broadcast_to(bound, shape)))
                 reached = np.isfinite(bound) & ~np.isnan(end)
                 ends.append(np.where(reached, end, missing.astype(dtype)))
-        at_lower, at_upper = ends
-        low, high = np.where(falling, at_upper, at_lower), np.where(falling, at_lower, at_upper)
-        return Interval(low, high), at_lower, at_upper
+        return ends[0], ends[1]
+
+
+class Projected(Bounded):
+    """A transform between a value within bounds and a number that a method keeps within their `ends`.
+
+    At an end, and beyond, the value is the bound to the last bit; its derivative is the transform's.
+
+    >>> import jax.numpy as jnp
+    >>> from fitopt.transforms import Affine
+    >>> Projected(Affine(scale=3.0), 0.0, 0.3).forward(jnp.array(0.1)).item() == jnp.float32(0.3).item()
+    True
+    """
+
+    def forward(self, coordinate: Array) -> Array:
+        value = self.transform.forward(coordinate)
+        at_lower, at_upper = self.ends(value.shape, value.dtype)
+        (lower, upper), falling = self._bounds(value), at_lower > at_upper
+        kept = jnp.clip(value, lower, upper)
+        for bound, end, least in ((lower, at_lower, ~falling), (upper, at_upper, falling)):
+            beyond = jnp.where(least, coordinate <= end, coordinate >= end)
+            kept = jnp.where(beyond, bound, kept)
+        return _replaced(value, kept)
+
+    def inverse(self, value: Array) -> Array:
+        return self.inner(value)
 
 
 @jax.custom_jvp
-def _clip(value: Array, lower: np.ndarray, upper: np.ndarray) -> Array:
-    """Take back what rounding has brought outside; it does not change the derivative."""
-    return jnp.clip(value, lower, upper)
+def _replaced(value: Array, other: Array) -> Array:
+    """Another value, with the derivative of the first: for what only rounding makes different."""
+    return other
 
 
-@_clip.defjvp
-def _clip_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    return _clip(*primals), tangents[0]
+@_replaced.defjvp
+def _replaced_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    return _replaced(*primals), tangents[0]

@@ -48,7 +48,7 @@ class Entries:
     def __init__(self, flat: Flat):
         blocks, moves, values = [], 0, 0
         for spec, value in zip(flat.layout.specs, flat.free, strict=True):
-            coordinate = jax.eval_shape(spec.to_coordinate, value)
+            coordinate = jax.eval_shape(spec.to_position, value)
             mask = np.ones(value.shape, bool) if spec.mask is None else spec.mask.array
             parts = 2 if jnp.iscomplexobj(value) else 1
             fitted = np.flatnonzero(np.concatenate([mask.ravel()] * parts))
@@ -158,7 +158,7 @@ class Entries:
             if not block.linear:
                 units.append(jnp.ones(count, self.dtype))
                 continue
-            coordinate = block.spec.to_coordinate(value)
+            coordinate = block.spec.to_position(value)
             _, slope = jax.jvp(block.spec.bijection.forward, (coordinate,), (jnp.ones_like(coordinate),))
             slope = jnp.abs(slope).ravel()[block.fitted].astype(self.dtype)
             units.append(jnp.where((slope > 0) & jnp.isfinite(slope), slope, 1))
@@ -175,7 +175,7 @@ class Entries:
                 step = jnp.zeros(value.size, value.dtype).at[block.fitted].set(part.astype(value.dtype))
                 moved.append(value + step.reshape(value.shape))
             else:
-                coordinate = block.spec.to_coordinate(value)
+                coordinate = block.spec.to_position(value)
                 moved.append(block.spec.to_value(coordinate + self._step(block, part), value))
         return moved
 

@@ -54,7 +54,7 @@ def refit_program(
     ) -> Found:
         free = entries.write(free, base)
         pairs = zip(layout.specs, free, strict=True)
-        coordinates = [spec.to_coordinate(value) for spec, value in pairs]
+        coordinates = [spec.to_position(value) for spec, value in pairs]
         directions = axes / entries.units(free)[:, None]
 
         def values(steps: Array) -> list[Array]:

@@ -1,72 +1,15 @@
-"""Which leaves of a state are fitted, what they are called, and how to put a state back together."""
+"""The layout of a state: all of it that is not an array, and how to put it together again."""
 
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
-from .parameter.parameter import Parameter, with_value
-from .parameter.specification import Spec
-
-State = TypeVar("State")
-
-
-def is_parameter(x: Any) -> bool:
-    """Whether `x` is a Parameter: for `is_leaf` of JAX' tree functions."""
-    return isinstance(x, Parameter)
-
-
-def _is_parameter_or_none(x: Any) -> bool:
-    return x is None or isinstance(x, Parameter)
-
-
-def values(state: State) -> State:
-    """The state with every Parameter, free or fixed, replaced by the plain array of its value.
-
-    This is what a loss gets.
-
-    >>> from fitopt import Parameter, values
-    >>> values({"k": Parameter("k", 2.0), "name": "decay"})
-    {'k': Array(2., dtype=float32), 'name': 'decay'}
-    """
-    return jax.tree.map(lambda x: x.value if is_parameter(x) else x, state, is_leaf=is_parameter)
-
-
-def partition(state: State) -> tuple[State, State]:
-    """Split a state into its free Parameters and all else, with None in place of what is missing.
-
-    **Returns:** `(free, fixed)`, both in the structure of `state`; `combine` undoes it.
-
-    >>> from fitopt import Parameter, partition
-    >>> partition({"k": Parameter("k", 2.0), "n": 3})
-    ({'k': Parameter('k', 2.0), 'n': None}, {'k': None, 'n': 3})
-    """
-
-    def select(free: bool) -> State:
-        return jax.tree.map(
-            lambda x: x if (is_parameter(x) and x.free) == free else None,
-            state,
-            is_leaf=is_parameter,
-        )
-
-    return select(True), select(False)
-
-
-def combine(free: State, fixed: State) -> State:
-    """Put together again what `partition` took apart.
-
-    **Raises:** `ValueError` if the two are not of the same structure.
-
-    >>> from fitopt import Parameter, combine, partition
-    >>> combine(*partition({"k": Parameter("k", 2.0), "n": 3}))
-    {'k': Parameter('k', 2.0), 'n': 3}
-    """
-    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_parameter_or_none)
+from ..parameter import Parameter, Spec, with_value
+from .trees import is_array, is_parameter
 
 
 class _Opaque:
@@ -127,12 +70,8 @@ class Layout:
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
-        """What to call the free Parameters: their names, with the path where a name is not unique."""
-        names = [spec.name for spec in self.specs]
-        return tuple(
-            name if names.count(name) == 1 else f"{name} ({path})"
-            for name, path in zip(names, self.paths, strict=True)
-        )
+        """What to call the free Parameters: see `unique_names`."""
+        return unique_names([spec.name for spec in self.specs], self.paths)
 
     def _build(self, free: Sequence[Any], fixed: Sequence[Any] | None, wrap: bool) -> Any:
         free_leaves, fixed_leaves = iter(free), iter(fixed or ())
@@ -173,6 +112,21 @@ class Layout:
         return self._build(free, fixed, wrap=True)
 
 
+def unique_names(names: Sequence[str | None], paths: Sequence[str]) -> tuple[str, ...]:
+    """What to call Parameters: by name, else by path; by both where a name is not unique.
+
+    >>> unique_names(["rate", None, "bias", "bias"], ["k", "layers/0", "a", "b"])
+    ('rate', 'layers/0', 'bias (a)', 'bias (b)')
+    """
+    known = [
+        path or "parameter" if name is None else name for name, path in zip(names, paths, strict=True)
+    ]
+    return tuple(
+        name if known.count(name) == 1 or path in ("", name) else f"{name} ({path})"
+        for name, path in zip(known, paths, strict=True)
+    )
+
+
 class Flat(NamedTuple):
     """A state taken apart: what a program is traced over, and what it is compiled for."""
 
@@ -196,10 +150,3 @@ def flatten(state: Any) -> Flat:
         else:
             kept.append(_Opaque(leaf))
     return Flat(free, fixed, Layout(treedef, tuple(kept)))
-
-
-def is_array(leaf: Any) -> bool:
-    """Whether a leaf is traced: arrays, NumPy numbers, Python floats and complex numbers."""
-    if isinstance(leaf, np.ndarray | np.generic):
-        return leaf.dtype.kind in "biufc" or jnp.issubdtype(leaf.dtype, np.number)  # bfloat16 is "V"
-    return isinstance(leaf, jax.Array | float | complex)

@@ -1,0 +1,362 @@
+"""`ParameterVector`: the free Parameters of a state as vectors of real numbers, and back."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from ..parameter import Spec
+from ..parameter.complex_numbers import from_real, joined, to_real
+from ..transforms import Transform
+from ..transforms.bounds import Projected
+from ..transforms.transform import Constant, real_dtype
+from .layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One Parameter's part of the vectors."""
+
+    name: str
+    spec: Spec
+    shape: tuple[int, ...]  # of its value
+    dtype: np.dtype
+    keeps_bounds: bool  # whether the bounds are left to the method
+
+    @property
+    def transform(self) -> Transform:
+        """From the position to the value."""
+        return self.spec.projection if self.keeps_bounds else self.spec.bijection
+
+    @property
+    def is_complex(self) -> bool:
+        return jnp.issubdtype(self.dtype, jnp.complexfloating)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each element can be displaced by itself."""
+        return self.transform.elementwise and not self.is_complex
+
+    @functools.cached_property
+    def position(self) -> jax.ShapeDtypeStruct:
+        """Shape and dtype of its position."""
+        return jax.eval_shape(self.to_position, jax.ShapeDtypeStruct(self.shape, self.dtype))
+
+    @functools.cached_property
+    def fitted(self) -> Int[np.ndarray, " elements"]:
+        """Which of its real numbers are fitted: of a complex value all real parts come first."""
+        mask = self.spec.fitted
+        mask = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        return np.flatnonzero(np.concatenate([mask.ravel()] * (1 + self.is_complex)))
+
+    @functools.cached_property
+    def moved(self) -> Int[np.ndarray, " displacements"]:
+        """Which real numbers of its position are moved: all, if entries depend on each other."""
+        return self.fitted if self.transform.elementwise else np.arange(_reals(self.position))
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What its elements are called: `k`, `w[0,1]`, `z.real`."""
+        indices = [f"[{','.join(map(str, index))}]" if index else "" for index in np.ndindex(self.shape)]
+        if self.is_complex:
+            indices = [f"{index}.real" for index in indices] + [f"{index}.imag" for index in indices]
+        return tuple(self.name + indices[i] for i in self.fitted)
+
+    def to_position(self, value: Array) -> Array:
+        return self.spec.to_position(value, self.transform)
+
+    def to_value(self, position: Array, start: Array) -> Array:
+        return self.spec.to_value(position, start, self.transform)
+
+    def constant(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " elements"]:
+        """What a bound or a scale is for each element."""
+        if constant is None:
+            return np.full(self.fitted.size, missing)
+        array = np.broadcast_to(constant.astype(real_dtype(self.dtype)), self.shape)
+        return np.concatenate([array.ravel().astype(float)] * 2)[self.fitted]
+
+    def range(self) -> Float[np.ndarray, "2 elements"]:
+        """Between which ends elements lie, by their bounds or by what the transform can give."""
+        spec = self.spec
+        ends = np.stack([self.constant(spec.lower, -np.inf), self.constant(spec.upper, np.inf)])
+        if spec.transform is None or not self.is_elementwise:
+            return ends
+        edges = jnp.stack([jnp.full(self.shape, x, self.dtype) for x in (-np.inf, np.inf)])
+        edges = np.asarray(jax.vmap(spec.bijection.forward)(edges), float)
+        edges = np.sort(edges.reshape(2, -1)[:, self.fitted], axis=0)
+        return np.where(np.isnan(edges) | np.isfinite(ends), ends, edges)
+
+    def ends(self) -> Float[np.ndarray, "2 displacements"]:
+        """Between which ends a method that keeps bounds itself may move the position."""
+        if not isinstance(self.transform, Projected):
+            return np.array([[-np.inf], [np.inf]]) * np.ones(self.moved.size)
+        ends = np.sort(
+            np.broadcast_to(self.transform.ends(self.shape, self.dtype), (2, *self.shape)), axis=0
+        )
+        return ends.reshape(2, -1)[:, self.moved]
+
+    def step(self, displacements: Float[Array, " displacements"]) -> Array:
+        """A step of the position, in its shape."""
+        reals = jnp.zeros(_reals(self.position), jnp.finfo(self.position.dtype).dtype)
+        reals = reals.at[self.moved].set(displacements.astype(reals.dtype))
+        return _shaped(reals, self.position)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterVector:
+    """How the free Parameters of a state lie in vectors of real numbers.
+
+    An *element* is a real number in the value of a free Parameter, in the user's units, if no mask fixes
+    it. The *position* of a Parameter is the array that a method moves: its unconstrained value, or, for
+    a method that keeps bounds itself, its value in units of its scale. A *displacement* is a step from
+    where the state is, with one number for each that a method may choose: of Parameters whose transform
+    acts entry by entry it goes straight in the value, of others along the position, which may have
+    fewer numbers or more.
+
+    Values and positions are lists with an array for each Parameter, in the order of the layout.
+    """
+
+    layout: Layout
+    blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, layout: Layout, values: Sequence[Any], keeps_bounds: bool = False) -> "ParameterVector":
+        """That of a state with this layout and values of these shapes and dtypes."""
+        triples = zip(layout.names, layout.specs, values, strict=True)
+        return cls(
+            layout, tuple(Block(name, s, x.shape, x.dtype, keeps_bounds) for name, s, x in triples)
+        )
+
+    # Values and positions.
+
+    def to_position(self, values: Sequence[Array]) -> list[Array]:
+        """The numbers that a method moves; zero where a mask fixes an entry."""
+        return [block.to_position(value) for block, value in zip(self.blocks, values, strict=True)]
+
+    def to_values(self, position: Sequence[Array], start: Sequence[Array]) -> list[Array]:
+        """The values at a position; `start` gives the entries that masks fix."""
+        triples = zip(self.blocks, position, start, strict=True)
+        return [block.to_value(x, value) for block, x, value in triples]
+
+    def edited_position(
+        self, position: Sequence[Array], before: Sequence[Array], after: Sequence[Array]
+    ) -> list[Array]:
+        """The position after values were edited; what was not edited keeps it to the last bit."""
+        edited = []
+        for block, x, old, new in zip(self.blocks, position, before, after, strict=True):
+            same = old == new if block.transform.elementwise else jnp.all(old == new)
+            edited.append(jnp.where(same, x, block.to_position(new)))
+        return edited
+
+    # A position as one vector, as solvers want it.
+
+    def ravel(self, position: Sequence[Array]) -> Float[Array, " displacements"]:
+        """A position as one vector of the numbers that may be moved, in the default precision."""
+        pairs = zip(self.blocks, position, strict=True)
+        parts = [to_real(x).ravel()[_all_or(block.moved, x)] for block, x in pairs]
+        return jnp.concatenate([part.astype(jnp.result_type(float)) for part in parts])
+
+    def unravel(self, vector: Float[Array, " displacements"]) -> list[Array]:
+        """The inverse of `ravel`, in the dtypes of the position."""
+        return [block.step(vector[part]) for block, part in zip(self.blocks, self._moved, strict=True)]
+
+    def bounds(self) -> tuple[Float[np.ndarray, " displacements"], ...] | None:
+        """Lower and upper bounds of the position as vectors, or None where there are none."""
+        if not any(block.keeps_bounds and block.spec.is_bounded for block in self.blocks):
+            return None
+        lower, upper = np.concatenate([block.ends() for block in self.blocks], axis=1)
+        return lower, upper
+
+    # Elements.
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """That of elements and displacements: the most precise of the Parameters'."""
+        return jnp.result_type(*(jnp.finfo(block.dtype).dtype for block in self.blocks))
+
+    @functools.cached_property
+    def names(self) -> tuple[str, ...]:
+        """The names of the Parameters."""
+        return tuple(block.name for block in self.blocks)
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the elements."""
+        return tuple(label for block in self.blocks for label in block.labels)
+
+    @functools.cached_property
+    def _elements(self) -> tuple[slice, ...]:
+        return _slices([block.fitted.size for block in self.blocks])
+
+    @functools.cached_property
+    def _moved(self) -> tuple[slice, ...]:
+        return _slices([block.moved.size for block in self.blocks])
+
+    @property
+    def n_displacements(self) -> int:
+        return sum(block.moved.size for block in self.blocks)
+
+    @functools.cached_property
+    def displacement_of(self) -> Int[np.ndarray, " elements"]:
+        """For each element the displacement that moves it alone, or -1."""
+        alone = [
+            np.arange(part.start, part.stop) if block.is_elementwise else np.full(block.fitted.size, -1)
+            for block, part in zip(self.blocks, self._moved, strict=True)
+        ]
+        return np.concatenate(alone)
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether each displacement moves one element, in the same order."""
+        return bool(np.all(self.displacement_of >= 0))
+
+    @functools.cached_property
+    def _range(self) -> Float[np.ndarray, "2 elements"]:
+        return np.concatenate([block.range() for block in self.blocks], axis=1)
+
+    @property
+    def lower(self) -> Float[np.ndarray, " elements"]:
+        """The least that elements can be."""
+        return self._range[0]
+
+    @property
+    def upper(self) -> Float[np.ndarray, " elements"]:
+        """The most that elements can be."""
+        return self._range[1]
+
+    @functools.cached_property
+    def span(self) -> Float[np.ndarray, " elements"]:
+        """What a change of an element is large against, as far as its Parameter says."""
+        scales = np.concatenate([block.constant(block.spec.scale, 1.0) for block in self.blocks])
+        width = self.upper - self.lower
+        return np.where(np.isfinite(width), width, scales)
+
+    def nearest_bound(self, elements: Float[np.ndarray, " elements"]) -> Float[np.ndarray, " elements"]:
+        """For each element the bound that it is closer to."""
+        return np.where(elements - self.lower < self.upper - elements, self.lower, self.upper)
+
+    def labelled(self, which: Bool[np.ndarray, " elements"]) -> tuple[str, ...]:
+        """The names of some elements."""
+        return tuple(self.labels[i] for i in np.flatnonzero(which))
+
+    def displacements_of(
+        self, which: Bool[np.ndarray, " elements"]
+    ) -> Bool[np.ndarray, " displacements"]:
+        """All displacements but those of the other elements."""
+        kept = np.ones(self.n_displacements, bool)
+        kept[self.displacement_of[(self.displacement_of >= 0) & ~which]] = False
+        return kept
+
+    def owner(self, row: int) -> str:
+        """The name of the Parameter that an element belongs to."""
+        pairs = zip(self.blocks, self._elements, strict=True)
+        return next(block.name for block, part in pairs if row < part.stop)
+
+    def select(self, names: Sequence[str]) -> list[str]:
+        """The labels of elements; the name of a Parameter stands for all of its elements.
+
+        **Raises:** `KeyError` for a name that is unknown.
+        """
+        selected = []
+        for name in names:
+            if name in self.labels:
+                selected.append(name)
+            elif name in self.names:
+                selected += self.blocks[self.names.index(name)].labels
+            else:
+                known = dict.fromkeys([*self.names, *self.labels])
+                raise KeyError(f"no parameter {name!r} is fitted; there are {', '.join(known)}")
+        return selected
+
+    def elements(self, values: Sequence[Any]) -> Float[Array, " elements"]:
+        """The elements of some values."""
+        pairs = zip(self.blocks, values, strict=True)
+        parts = [to_real(jnp.asarray(value)).ravel()[block.fitted] for block, value in pairs]
+        return jnp.concatenate([part.astype(self.dtype) for part in parts])
+
+    def with_elements(self, values: Sequence[Array], elements: Float[Array, " elements"]) -> list[Array]:
+        """The values with other elements."""
+        written = []
+        for block, value, part in zip(self.blocks, values, self._elements, strict=True):
+            reals = to_real(value)
+            reals = reals.ravel().at[block.fitted].set(elements[part].astype(reals.dtype))
+            written.append(_shaped(reals, value))
+        return written
+
+    def arrays(self, elements: Float[np.ndarray, " elements"]) -> list[np.ndarray]:
+        """For each Parameter an array of its shape with these elements, NaN where a mask fixes it."""
+        arrays = []
+        for block, part in zip(self.blocks, self._elements, strict=True):
+            reals = np.full((1 + block.is_complex) * math.prod(block.shape), np.nan)
+            reals[block.fitted] = elements[part]
+            parts = reals.reshape(-1, *block.shape)
+            arrays.append(joined(*parts) if block.is_complex else np.asarray(parts[0]))
+        return arrays
+
+    # Displacements.
+
+    def units(self, values: Sequence[Array]) -> Float[Array, " displacements"]:
+        """The change of an element, or of the position, that a displacement of one stands for."""
+        units = []
+        for block, value in zip(self.blocks, values, strict=True):
+            if not block.is_elementwise:
+                units.append(jnp.ones(block.moved.size, self.dtype))
+                continue
+            x = block.to_position(value)
+            _, slope = jax.jvp(block.transform.forward, (x,), (jnp.ones_like(x),))
+            slope = jnp.abs(slope).ravel()[block.fitted].astype(self.dtype)
+            units.append(jnp.where((slope > 0) & jnp.isfinite(slope), slope, 1))
+        return jnp.concatenate(units)
+
+    def displaced(
+        self,
+        values: Sequence[Array],
+        units: Float[Array, " displacements"],
+        displacements: Float[Array, " displacements"],
+    ) -> list[Array]:
+        """The values after small displacements; only derivatives at zero are meant to be taken of it."""
+        displaced = []
+        for block, value, part in zip(self.blocks, values, self._moved, strict=True):
+            step = (units * displacements)[part]
+            if block.is_elementwise:
+                zeros = jnp.zeros(value.size, value.dtype)
+                straight = zeros.at[block.fitted].set(step.astype(value.dtype))
+                displaced.append(value + straight.reshape(value.shape))
+            else:
+                displaced.append(block.to_value(block.to_position(value) + block.step(step), value))
+        return displaced
+
+    def from_position(
+        self,
+        start: Sequence[Array],
+        position: Sequence[Array],
+        displacements: Float[Array, " displacements"],
+    ) -> list[Array]:
+        """The values after displacements of the position of any size; they keep their bounds."""
+        steps = self.unravel(displacements)
+        return self.to_values([x + step for x, step in zip(position, steps, strict=True)], start)
+
+
+def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
+    ends = np.cumsum([0, *sizes]).tolist()
+    return tuple(slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
+
+
+def _all_or(which: Int[np.ndarray, " n"], x: Array) -> Any:
+    """An index that costs no operation where all are meant."""
+    return slice(None) if which.size == _reals(x) else which
+
+
+def _reals(x: Any) -> int:
+    return math.prod(x.shape) * (2 if jnp.issubdtype(x.dtype, jnp.complexfloating) else 1)
+
+
+def _shaped(reals: Array, like: Any) -> Array:
+    parts = (2, *like.shape) if jnp.issubdtype(like.dtype, jnp.complexfloating) else like.shape
+    return from_real(reals.reshape(parts), like).astype(like.dtype)
