@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fitopt.callback import Fit, HostCallback
+from fitopt.engine.resume import contents_of
 from fitopt.storage import checkpoint
 
 
@@ -124,18 +125,18 @@ class _Writer:
         if point.carry is None or point.steps <= self.last:
             return
         with self.faults_told():
-            contents = checkpoint.collect(point, self.fit.history)
-            self.pending = self.thread.submit(self.write_now, contents)
+            frozen = checkpoint.freeze(contents_of(point, self.fit.history))
+            self.pending = self.thread.submit(self.write_now, frozen)
 
-    def write_now(self, contents: checkpoint.Contents) -> None:
+    def write_now(self, frozen: checkpoint.Frozen) -> None:
         if self.manager is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.manager = checkpoint.open_manager(self.directory, self.keep)
             self.series = checkpoint.open_series(self.directory)
         if not self.directory.is_dir():
             raise FileNotFoundError(f"{self.directory} is gone")
-        checkpoint.write(self.manager, self.series, contents)
-        self.last = contents.point.steps
+        checkpoint.write(self.manager, self.series, frozen)
+        self.last = frozen.contents.step
 
     def wait(self) -> None:
         pending, self.pending = self.pending, None

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from fitopt.callback import Fit, HostCallback
-from fitopt.history import History
+from fitopt.history import Column, History, columns
 from fitopt.state import combine
 from fitopt.storage.atomic_files import replacing
-from fitopt.table import Column, columns
 
 from ._checks import check_every
 

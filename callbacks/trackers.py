@@ -15,11 +15,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fitopt.callback import Fit
-from fitopt.history import History
+from fitopt.history import Column, History, leaves
 from fitopt.parameter import Parameter
 from fitopt.parameter.specification import text
 from fitopt.state import is_parameter
-from fitopt.table import Column, leaves
 
 from .loggers import Log, Logger, Steps, held
 

@@ -62,7 +62,7 @@ def assert_same(one, other):
     assert history.keys() == reference.keys()
     for name in history.keys() - {"elapsed"}:
         jax.tree.map(np.testing.assert_array_equal, history[name], reference[name])
-    for name in history._every:
+    for name in history.every:
         np.testing.assert_array_equal(history.steps(name), reference.steps(name))
 
 
@@ -338,14 +338,14 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
 
 
 def test_a_full_disk_is_one_warning_and_later_checkpoints_are_tried(tmp_path, parabola, monkeypatch):
-    write = fitopt.checkpoint.write
+    write = checkpoint.write
 
     def full_for_a_while(manager, files, contents):
         if 4 <= contents.point.steps < 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(manager, files, contents)
 
-    monkeypatch.setattr(fitopt.checkpoint, "write", full_for_a_while)
+    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
     fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=2, keep=9))
     with pytest.warns(RuntimeWarning, match="could not write .* No space left on device") as caught:
         _, history = fit.run(parabola, 14)

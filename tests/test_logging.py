@@ -133,8 +133,8 @@ def test_directories_are_made(parabola, tmp_path):
 def first_steps(history, steps):
     """What was recorded in the first steps."""
     part = History()
-    part._every = dict(history._every)
-    for name, every in {"loss": 1, **part._every}.items():
+    part.every = dict(history.every)
+    for name, every in {"loss": 1, **part.every}.items():
         part[name] = jax.tree.map(lambda x, every=every: x[: -(-steps // every)], history[name])
     return part
 

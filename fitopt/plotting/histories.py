@@ -201,7 +201,7 @@ def find_panels(
 
 def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter]:
     """The recorded Parameters by path, as far as they are known."""
-    given = history._start if state is None else state
+    given = history.start if state is None else state
     pairs = jax.tree_util.tree_leaves_with_path(given, is_leaf=is_parameter)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     found = {path: leaf for path, leaf in found.items() if path in leaves and is_parameter(leaf)}

@@ -46,6 +46,8 @@ class Block:
     @functools.cached_property
     def position(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of its position."""
+        if self.transform.elementwise:
+            return jax.ShapeDtypeStruct(self.shape, self.dtype)
         return jax.eval_shape(self.to_position, jax.ShapeDtypeStruct(self.shape, self.dtype))
 
     @functools.cached_property
@@ -103,8 +105,9 @@ class Block:
 
     def step(self, displacements: Float[Array, " displacements"]) -> Array:
         """A step of the position, in its shape."""
-        reals = jnp.zeros(_reals(self.position), jnp.finfo(self.position.dtype).dtype)
-        reals = reals.at[self.moved].set(displacements.astype(reals.dtype))
+        reals = displacements.astype(jnp.finfo(self.position.dtype).dtype)
+        if self.moved.size < _reals(self.position):
+            reals = jnp.zeros(_reals(self.position), reals.dtype).at[self.moved].set(reals)
         return _shaped(reals, self.position)
 
 
@@ -153,6 +156,12 @@ class ParameterVector:
             same = old == new if block.transform.elementwise else jnp.all(old == new)
             edited.append(jnp.where(same, x, block.to_position(new)))
         return edited
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether values differ from the position by scales alone."""
+        specs = [block.spec for block in self.blocks]
+        return not any(spec.is_bounded or spec.transform is not None for spec in specs)
 
     # A position as one vector, as solvers want it.
 
