@@ -340,10 +340,10 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
 def test_a_full_disk_is_one_warning_and_later_checkpoints_are_tried(tmp_path, parabola, monkeypatch):
     write = checkpoint.write
 
-    def full_for_a_while(manager, files, contents):
-        if 4 <= contents.point.steps < 12:
+    def full_for_a_while(manager, files, frozen):
+        if 4 <= frozen.contents.step < 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(manager, files, contents)
+        write(manager, files, frozen)
 
     monkeypatch.setattr(checkpoint, "write", full_for_a_while)
     fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=2, keep=9))

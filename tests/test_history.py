@@ -15,7 +15,7 @@ import pytest
 
 from fitopt import History, OptaxOptimizer, Parameter
 from fitopt.callbacks import RecordParameters, StopOnLoss
-from fitopt.history import Series
+from fitopt.engine.history_writer import _Series as Series
 
 from .conftest import quadratic
 

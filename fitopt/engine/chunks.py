@@ -109,7 +109,6 @@ class Chunks:
     def take_up(self, point: ResumePoint) -> None:
         """Stand where an earlier fit stood."""
         here = self.point
-        resume.check_state(point, here.layout, here.constants)
         resume.check_method(point, here.programs, here.constants)
         if point.steps > self._max_steps:
             raise ValueError(

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
+from ..methods.method import Constants
 from ..state import Flat, Layout
 from .chunks import Chunks, End
 from .compiled import Programs
@@ -17,6 +18,7 @@ from .history_writer import HistoryWriter
 from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
+from .resume import check_state
 
 
 class Start(NamedTuple):
@@ -33,6 +35,9 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
     """Make the steps of a fit; None where an earlier fit is to go on from a point that is no good."""
     hosts = [one for one in start.callbacks if isinstance(one, HostCallback)]
     traced = [one for one in start.callbacks if isinstance(one, Callback)]
+    if earlier is not None:
+        constants = Constants(start.flat.free, start.flat.fixed)
+        check_state(earlier[0], start.flat.layout, constants)
     chunks = Chunks(start.programs_for, start.flat, Rhythm(hosts, start.max_steps))
     writer = HistoryWriter(start.state, traced, start.max_steps)
     fit = RunningFit(chunks, writer, start.max_steps)
