@@ -51,6 +51,7 @@ class Callback(eqx.Module):
     """
 
     every = 1  # without a type: subclasses may make it a field
+    looks_for_convergence = False  # whether a fit that it has stopped counts as converged
 
     def init(self, info: StepInfo) -> PyTree:
         """The carry before the first step: a pytree of arrays.

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _FEW = 8  # entries of an array that get a column each
-RESERVED = ("loss", "n_steps", "final_loss", "best_loss", "best_step", "stop_reason", "elapsed")
+RESERVED = (
+    "loss",
+    "n_steps",
+    "final_loss",
+    "best_loss",
+    "best_step",
+    "stop_reason",
+    "converged",
+    "elapsed",
+)
 
 
 Description = dict[str, str]  # what is expected where
@@ -41,6 +50,7 @@ class History(dict):
     - `"final_loss"`: the loss of the returned state
     - `"best_loss"`, `"best_step"`: the least of the losses, and the step that had it
     - `"stop_reason"`: a sentence
+    - `"converged"`: whether a test of convergence has ended the fit, and no bound holds it
     - `"elapsed"`: seconds, compilation included
 
     and what callbacks record: an array or a pytree of arrays with a leading axis of records.

@@ -13,9 +13,9 @@ from ..history import Description, ResumePoint
 from ..methods.method import Constants, StopReason
 from ..optimizers.composition import number
 from ..parameter.specification import called, check_value
-from ..state import Flat, Layout
+from ..state import Flat, Layout, ParameterVector
 from . import resume, snapshot
-from .compiled import FIRST_CALLBACK, NOT_FINITE, RUNNING, Chunk, Programs
+from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
 from .pace import Pace, Rhythm
 from .snapshot import Snapshot
 from .validation import bad_start, depth_in_package
@@ -322,6 +322,23 @@ class Chunks:
         return point.programs.advance(carry.large, carry.small, point.constants, span)
 
     # The end.
+
+    def stalled_at_bounds(self) -> tuple[str, ...]:
+        """The names of elements next to bounds from which the loss falls into the allowed region.
+
+        A method that keeps bounds itself has looked.
+        """
+        point = self.point
+        if point.programs.loop.problem.method.keeps_bounds:
+            return ()
+        vector = ParameterVector.of(point.layout, point.values)
+        if not vector.can_be_flat.any():
+            return ()
+        elements = vector.elements(point.values)
+        near = np.asarray(vector.inside_by(elements, NEAR)[0] != elements)
+        if not (near & vector.can_be_flat).any():
+            return ()
+        return vector.labelled(np.asarray(point.programs.falls_inside(self._carry, point.constants)))
 
     def end(self, last_loss: Callable[[], float]) -> End:
         """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""

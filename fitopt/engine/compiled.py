@@ -28,6 +28,9 @@ RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
 # loop both how far it has come and whether to go on. It is more than there are steps in a chunk.
 _ENDED = 2**20
 
+NEAR = 1e-2  # of the width between bounds: next to them transforms are flat
+_FALLS = 1e-6  # of the loss: by more than that it falls
+
 
 class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
@@ -219,6 +222,32 @@ class Loop:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
         return self.bind(constants)[1].result(snapshot.restore(carry).stepper) is not None
 
+    def falls_inside(self, carry: Snapshot, constants: Constants) -> Array:
+        """For which elements next to bounds the loss falls into the allowed region.
+
+        There the slope of a transform is nearly zero, and so are all derivatives by the unconstrained
+        value; so the loss itself is looked at, in points that lie further inside.
+        """
+        objective, stepper = self.bind(constants)
+        method = snapshot.restore(carry).stepper
+        vector, position = objective.vector, stepper.position(method)
+        loss, _ = stepper.evaluate(position)
+        elements = vector.elements(objective.values(position))
+        _, info = stepper.step(method)
+        gradient = vector.elements(jax.tree.leaves(info.grads))
+        near, upwards = vector.inside_by(elements, NEAR)
+        # A derivative may have been lost in underflow; so all count but those that point outwards.
+        slope = jnp.where(upwards, gradient, -gradient)
+        candidates = (near != elements) & (slope <= 0) & vector.can_be_flat
+
+        def loss_at(fraction: Array) -> Array:
+            inside, _ = vector.inside_by(elements, fraction)
+            values = vector.with_elements(constants.start, jnp.where(candidates, inside, elements))
+            return stepper.evaluate(objective.position(values))[0]
+
+        least = jnp.nanmin(lax.map(loss_at, 2.0 ** -jnp.arange(1.0, 41.0)))
+        return candidates & (least < loss - _FALLS * jnp.abs(loss))
+
     def gradients_finite(self, carry: Snapshot, constants: Constants) -> list[Array]:
         """For each free Parameter, whether its gradient is finite where the carry stands."""
         _, info = self.bind(constants)[1].step(snapshot.restore(carry).stepper)
@@ -271,5 +300,6 @@ class Programs:
         self.settle = jax.jit(loop.settle)
         self.values = jax.jit(loop.values)
         self.learning_rate = jax.jit(loop.learning_rate)
+        self.falls_inside = jax.jit(loop.falls_inside)
         self.gradients_finite = jax.jit(loop.gradients_finite)
         self.copies = jax.jit(snapshot.copies)

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 
 from ..callback import Callback
 from ..history import RESERVED, History, ResumePoint
+from ..methods.method import StopReason
 
 
 class HistoryWriter:
@@ -67,7 +68,7 @@ class HistoryWriter:
         return self._series[name]
 
     def end(
-        self, steps: int, final_loss: float, reason: str, elapsed: float, point: ResumePoint
+        self, steps: int, final_loss: float, reason: StopReason, elapsed: float, point: ResumePoint
     ) -> None:
         """Sum up a fit that has ended."""
         losses = self.history["loss"]
@@ -77,7 +78,8 @@ class HistoryWriter:
             final_loss=final_loss,
             best_loss=float(losses[best]) if steps else final_loss,
             best_step=best,
-            stop_reason=reason,
+            stop_reason=reason.sentence,
+            converged=reason.converged,
             elapsed=elapsed,
         )
         self.history.resume_point = point
@@ -85,7 +87,7 @@ class HistoryWriter:
     def break_off(self, steps: int, reason: str, elapsed: float, point: ResumePoint) -> None:
         """Keep what there is of a fit that an exception has ended."""
         self.history.update(cut(self.history, steps))
-        self.history.update(n_steps=steps, stop_reason=reason, elapsed=elapsed)
+        self.history.update(n_steps=steps, stop_reason=reason, converged=False, elapsed=elapsed)
         self.history.resume_point = point
 
 

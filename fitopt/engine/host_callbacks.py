@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ..callback import Callback, Fit, HostCallback, HostFunction, label
 from ..history import ResumePoint
+from ..methods.method import StopReason
 from ..parameter import Parameter, with_value
 from ..state import combine, flatten, is_array, is_parameter
 from .chunks import Chunks
@@ -92,7 +93,7 @@ class HostCallbacks:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def call(self, stopper: int | None, interruption: Interruption) -> str | None:
+    def call(self, stopper: int | None, interruption: Interruption) -> StopReason | None:
         """Call those that are due, and go on from what they return; returns why to stop, if so.
 
         `stopper` is the number of the traced callback, or of the method's stop reason, that has ended
@@ -100,14 +101,14 @@ class HostCallbacks:
         """
         point = self._chunks.point
         step = point.steps - 1
-        stops: dict[int, str] = {}
+        stops: dict[int, StopReason] = {}
         if stopper is not None and stopper >= len(self._traced):
             reason = self._chunks.stop_reasons()[stopper - len(self._traced)]
-            stops[len(self._callbacks)] = f"{reason.sentence} (at step {step})"
+            stops[len(self._callbacks)] = _at(step, *reason)
         elif stopper is not None:
             callback = self._traced[stopper]
             place = next(i for i, other in enumerate(self._callbacks) if other is callback)
-            stops[place] = f"{callback.stop_reason()} (at step {step})"
+            stops[place] = _at(step, callback.stop_reason(), callback.looks_for_convergence)
         visits = [one for one in self._open if one.is_due(step)]
         if visits:
             free, fixed = point.layout.free_state(point.values), point.fixed_state
@@ -119,14 +120,14 @@ class HostCallbacks:
                         step, free, fixed, history, last.get("aux"), loss, last.get("grads")
                     )
             except KeyboardInterrupt:
-                return f"interrupted (Ctrl-C) in a callback after step {step}"
+                return StopReason(f"interrupted (Ctrl-C) in a callback after step {step}", False)
             stop, new_free, new_fixed = _interpret(label(callback), returned, free, fixed)
             if new_free is not free or new_fixed is not fixed:
                 self._edit(label(callback), new_free, new_fixed)
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
             if stop:
-                stops.setdefault(place, f"{callback.stop_reason()} (at step {step})")
+                stops.setdefault(place, _at(step, callback.stop_reason(), False))
         return stops[min(stops)] if stops else None
 
     def _edit(self, who: str, free: PyTree, fixed: PyTree) -> None:
@@ -138,6 +139,10 @@ class HostCallbacks:
         pairs = zip((*flat.free, *flat.fixed), (*point.values, *point.constants.fixed), strict=True)
         if flat.layout != point.layout or any(new is not old for new, old in pairs):
             self._chunks.edit(flat, who)
+
+
+def _at(step: int, sentence: str, converged: bool) -> StopReason:
+    return StopReason(f"{sentence} (at step {step})", converged)
 
 
 def _interpret(who: str, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:

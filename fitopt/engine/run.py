@@ -1,6 +1,7 @@
 """One fit, from the start to the history."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from jaxtyping import PyTree
 
 from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
-from ..methods.method import Constants
+from ..methods.method import Constants, StopReason
 from ..state import Flat, Layout
 from .chunks import Chunks, End
 from .compiled import Programs
@@ -19,6 +20,7 @@ from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
 from .resume import check_state
+from .validation import depth_in_package
 
 
 class Start(NamedTuple):
@@ -47,25 +49,30 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
             if earlier[0].carry is not None:
                 writer.take_up(earlier[1], earlier[0].steps)
         with HostCallbacks(start.callbacks, chunks, fit) as callbacks:
-            reason = f"reached max_steps={start.max_steps}"
+            reason = StopReason(f"reached max_steps={start.max_steps}", False)
             for advance in chunks:
                 if advance.is_lost:
                     return None
                 writer.append(advance.losses, advance.records, advance.steps)
                 last = chunks.point.steps - 1
-                stop = advance.fault or callbacks.call(advance.stopper, interruption)
+                if advance.fault is not None:
+                    stop = StopReason(advance.fault, False)
+                else:
+                    stop = callbacks.call(advance.stopper, interruption)
                 if stop is None and interruption.requested:
-                    stop = f"interrupted (Ctrl-C) after step {last}"
+                    stop = StopReason(f"interrupted (Ctrl-C) after step {last}", False)
                 if stop is None and fit.requested_stop is not None:
-                    stop = f"{fit.requested_stop} (after step {last})"
+                    stop = StopReason(f"{fit.requested_stop} (after step {last})", False)
                 if stop is not None:
                     reason = stop
                     break
             return _finished(start, chunks, writer, reason), writer.history
 
 
-def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: str) -> PyTree:
+def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopReason) -> PyTree:
     """Find the loss of the state to return, let callbacks offer a better one, sum up."""
+    if reason.converged and (stalled := chunks.stalled_at_bounds()):
+        reason = _stalled(reason, stalled)
     point, programs, history = chunks.resume_point(), chunks.point.programs, writer.history
     carries = chunks.carries() if programs.finishes else ()
     end: End = chunks.end(lambda: float(history["loss"][-1]))
@@ -75,12 +82,25 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: str) 
         if candidate is not None and bool(candidate[0]):
             values = jax.device_put(jax.tree.leaves(candidate[1]))
             loss = float(np.asarray(candidate[2]))
-    writer.end(chunks.point.steps, loss, end.fault or reason, chunks.elapsed, point)
+    if end.fault is not None:
+        reason = StopReason(end.fault, False)
+    writer.end(chunks.point.steps, loss, reason, chunks.elapsed, point)
     for i, finish in programs.finishes:
         finish(history, carries[i])
     if not chunks.point.steps:
         return start.state
     return chunks.point.layout.state(values, chunks.point.constants.fixed)
+
+
+def _stalled(reason: StopReason, names: Sequence[str]) -> StopReason:
+    """What to say, and to warn of, where a fit would go on if a bound did not hold it."""
+    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+    sentence = (
+        f"stalled at the bounds of {shown}, from which the loss falls into the allowed region; start "
+        f"further inside, or take a method that keeps bounds itself. {reason.sentence}"
+    )
+    warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
+    return StopReason(sentence, False)
 
 
 @contextlib.contextmanager

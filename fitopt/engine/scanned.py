@@ -10,7 +10,8 @@ from jaxtyping import Array, PyTree
 from ..callback import own_methods
 from ..history import History
 from ..methods.method import Constants
-from .compiled import NOT_FINITE, RUNNING, Carry, Loop
+from . import snapshot
+from .compiled import FIRST_CALLBACK, NOT_FINITE, RUNNING, Carry, Loop
 from .records import records_of
 
 
@@ -21,6 +22,7 @@ class Scanned(NamedTuple):
     final_loss: Array
     losses: Array  # NaN after the stop
     n_steps: Array
+    converged: Array
     records: tuple[dict[str, PyTree] | None, ...]
 
     def history(self, loop: Loop) -> History:
@@ -37,6 +39,7 @@ class Scanned(NamedTuple):
             best_loss = self.losses[best_step]
         history.update(
             n_steps=self.n_steps,
+            converged=self.converged,
             final_loss=self.final_loss,
             best_loss=best_loss,
             best_step=best_step,
@@ -70,6 +73,7 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
         state,
         jnp.arange(max_steps, dtype=jnp.int32),
     )
+    converged = _converged(loop, constants, carry, code)
     last_loss = losses[jnp.maximum(count - 1, 0)] if max_steps else None
     if after_update and last_loss is not None:
         result, loss = objective.values(good), last_loss
@@ -90,7 +94,19 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
             better, params, found = candidate
             result = _select(better, jax.tree.leaves(params), result)
             loss = _select(better, found, loss)
-    return Scanned(result, loss, losses, count, records)
+    return Scanned(result, loss, losses, count, converged, records)
+
+
+def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array) -> Array:
+    """Whether a test of convergence has ended the fit, and no bound holds it."""
+    problem, method = loop.problem, loop.problem.method
+    tests = [callback.looks_for_convergence for callback in problem.callbacks]
+    tests += [reason.converged for reason in method.stop_reasons(constants.start)]
+    converged = jnp.array([False] * FIRST_CALLBACK + tests)[code]
+    vector = loop.objective(constants).vector
+    if method.keeps_bounds or not any(tests) or not vector.can_be_flat.any():
+        return converged
+    return converged & ~jnp.any(loop.falls_inside(snapshot.take(carry), constants))
 
 
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

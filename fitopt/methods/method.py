@@ -82,7 +82,7 @@ class TracedOnce:
 
 
 class StopReason(NamedTuple):
-    """Why a method has ended a fit."""
+    """Why a fit has ended."""
 
     sentence: str
     converged: bool

@@ -250,6 +250,33 @@ class ParameterVector:
         """For each element the bound that it is closer to."""
         return np.where(elements - self.lower < self.upper - elements, self.lower, self.upper)
 
+    @functools.cached_property
+    def can_be_flat(self) -> Bool[np.ndarray, " elements"]:
+        """Which elements have a bound, next to which the transform is flat."""
+        bounds = np.stack(
+            [
+                np.concatenate([block.constant(bound(block.spec), np.nan) for block in self.blocks])
+                for bound in (lambda spec: spec.lower, lambda spec: spec.upper)
+            ]
+        )
+        return np.isfinite(bounds).any(axis=0) & (self.displacement_of >= 0)
+
+    def inside_by(
+        self, elements: Float[Array, " elements"], fraction: float | Array
+    ) -> tuple[Float[Array, " elements"], Bool[Array, " elements"]]:
+        """The elements, but those close to a bound further inside; and where that is upwards.
+
+        `fraction` is a part of the width between bounds, or of the size of an element with one bound.
+        """
+        upwards = elements - self.lower < self.upper - elements
+        bound = jnp.where(upwards, self.lower, self.upper)
+        bound = jnp.where(jnp.isfinite(bound), bound, elements)
+        width = self.upper - self.lower
+        size = jnp.maximum(self.span, jnp.abs(elements))
+        step = fraction * jnp.where(np.isfinite(width), width, size)
+        further = jnp.maximum(elements, bound + step), jnp.minimum(elements, bound - step)
+        return jnp.where(upwards, *further), upwards
+
     def labelled(self, which: Bool[np.ndarray, " elements"]) -> tuple[str, ...]:
         """The names of some elements."""
         return tuple(self.labels[i] for i in np.flatnonzero(which))
