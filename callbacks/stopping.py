@@ -46,11 +46,11 @@ class EarlyStopping(Callback):
     **Raises:** `ValueError` unless `patience` is at least 1 and `min_delta` at least 0; `TypeError` when
     the fit starts, if `monitor` returns no real scalar.
 
-    >>> EarlyStopping(patience=100, min_delta=1e-6).why()
+    >>> EarlyStopping(patience=100, min_delta=1e-6).stop_reason()
     'EarlyStopping: the loss did not improve by more than 1e-06 in 100 steps'
     >>> def validation(info):
     ...     return info.aux["validation"]
-    >>> EarlyStopping(patience=100, monitor=validation).why()
+    >>> EarlyStopping(patience=100, monitor=validation).stop_reason()
     'EarlyStopping: validation did not improve in 100 steps'
     """
 
@@ -96,7 +96,7 @@ class EarlyStopping(Callback):
     def _keep_best(self) -> KeepBest:
         return KeepBest(monitor=self.monitor)
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
         return f"EarlyStopping: {name_of(self.monitor)} did not improve{by} in {self.patience} steps"
 
@@ -106,7 +106,7 @@ class StopOnLoss(Callback):
 
     The update of that step is made; add `KeepBest` to return a state that is known to be as good.
 
-    >>> StopOnLoss(1e-3).why()
+    >>> StopOnLoss(1e-3).stop_reason()
     'StopOnLoss: the loss reached 0.001'
     """
 
@@ -118,7 +118,7 @@ class StopOnLoss(Callback):
     def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
         return carry, info.loss <= self.threshold
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return f"StopOnLoss: the loss reached {self.threshold:g}"
 
 
@@ -150,7 +150,7 @@ class StopOnGradient(Callback):
     def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
         return carry, gradient_norm(info.grads, self.norm) <= self.tolerance
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         what = {"max": "largest entry", "l2": "norm"}[self.norm]
         return f"StopOnGradient: the {what} of the gradient is at most {self.tolerance:g}"
 
@@ -197,7 +197,7 @@ class StopOnStep(Callback):
     def _is_close(self, now: Array, before: Array) -> Bool[Array, ""]:
         return jnp.all(jnp.abs(now - before) <= self.atol + self.rtol * jnp.abs(now))
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return (
             "StopOnStep: no parameter and no loss changed by more than "
             f"rtol={self.rtol:g}, atol={self.atol:g}"
@@ -231,5 +231,5 @@ class StopAfter(HostCallback):
 
         yield lambda *arguments: time.perf_counter() >= until
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return f"StopAfter: {self.seconds:g} s have passed"

@@ -92,7 +92,7 @@ class Callback(eqx.Module):
     def finish(self, history: History, carry: PyTree) -> None:
         """Called on the host, once, after the last step; `carry` holds NumPy arrays."""
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         """What `stop_reason` says when this callback has stopped the fit."""
         return f"{type(self).__name__} asked to stop"
 
@@ -190,7 +190,7 @@ class HostCallback:
         """
         return None if self.every is None else -(-step // self.every) * self.every
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         """What `stop_reason` says when the function has returned True."""
         return f"{label(self)} asked to stop"
 

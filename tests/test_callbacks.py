@@ -162,7 +162,7 @@ class Ending(StopOnLoss):
     def finish(self, history, carry):
         history.setdefault("finished", []).append(self.name)
 
-    def why(self):
+    def stop_reason(self):
         return f"{self.name} has seen enough"
 
 

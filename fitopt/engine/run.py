@@ -51,9 +51,9 @@ class Host(NamedTuple):
     due: Callable[[int], int | None]
     function: HostFunction
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         known = isinstance(self.callback, HostCallback)
-        return self.callback.why() if known else f"{label(self.callback)} asked to stop"
+        return self.callback.stop_reason() if known else f"{label(self.callback)} asked to stop"
 
 
 class Run:
@@ -273,7 +273,7 @@ class Run:
         elif stopper is not None:
             callback = self.traced[stopper]
             place = next(i for i, other in enumerate(self.callbacks) if other is callback)
-            stops[place] = f"{callback.why()} (at step {step})"
+            stops[place] = f"{callback.stop_reason()} (at step {step})"
         visits = [host for host in hosts if host.anyhow or host.due(step) == step]
         if visits:
             free, fixed = self.point.layout.free_state(self.values), self.fixed_state
@@ -294,7 +294,7 @@ class Run:
                 self.edit(callback, new_free, new_fixed)
                 free, fixed = self.point.layout.free_state(self.values), self.fixed_state
             if stop:
-                stops.setdefault(place, f"{host.why()} (at step {step})")
+                stops.setdefault(place, f"{host.stop_reason()} (at step {step})")
         if stops:
             self.reason = stops[min(stops)]
 
