@@ -8,7 +8,8 @@ import optax
 from jaxtyping import Array, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
-from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
+from .arguments import fraction, is_zero, positive, whole
+from .composition import Clip, Optimizer, clip
 from .groups import merge, restrict
 from .line_search import forget
 
