@@ -10,7 +10,7 @@ from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from .arguments import fraction, is_zero, positive, whole
 from .composition import Clip, Optimizer, clip
-from .groups import merge, restrict
+from .groups import merge, restrict, without_names
 from .line_search import forget
 
 
@@ -93,6 +93,7 @@ def evaluation_params(state: PyTree, params: PyTree) -> PyTree:
     {'x': Array(3., dtype=float32, weak_type=True)}
     """
     kinds = LookaheadState | ScheduleFreeState
+    state = without_names(state)
     for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds)):
         if isinstance(node, LookaheadState):
             params = merge(node.slow, params)
