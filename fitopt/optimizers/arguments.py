@@ -4,11 +4,13 @@ Each check returns the argument, or raises `TypeError` for its kind and `ValueEr
 it is called in the error comes first: `"lr"`, or with its owner `"EarlyStopping: patience"`.
 """
 
+import functools
+import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ParamSpec, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from jax.core import Tracer
 
 Check = Callable[[str, Any], Any]  # called with the name and the argument
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -87,6 +90,14 @@ def each(name: str, xs: Any, check: Check, of: str) -> list[Any]:
     return [check(f"{name}[{i}]", x) for i, x in enumerate(xs)]
 
 
+def increasing(name: str, steps: Any) -> list[int]:
+    """Integers of at least 0, each above the one before."""
+    integers = each(name, steps, functools.partial(whole, least=0), "integers")
+    if integers != sorted({*integers}):
+        raise ValueError(f"{name} must increase, got {steps!r}")
+    return integers
+
+
 def two(name: str, pair: Any) -> tuple[Any, Any]:
     """A pair of what remains to be checked."""
     if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -121,3 +132,22 @@ def path(name: str, x: T) -> T:
     if not isinstance(x, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {x!r}")
     return x
+
+
+def checked(checks: Mapping[str, Check]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function check the arguments that it is given; `checks` go by names, several in a string."""
+    check_of = {name: check for names, check in checks.items() for name in names.split()}
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            for name, x in signature.bind(*args, **kwargs).arguments.items():
+                if name in check_of and x is not signature.parameters[name].default:
+                    check_of[name](name, x)
+            return function(*args, **kwargs)
+
+        return call
+
+    return decorate
