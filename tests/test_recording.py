@@ -116,6 +116,25 @@ def test_the_best_loss_is_paired_with_the_parameters_at_which_it_was_taken(best)
     assert history["final_loss"] == 1.0
 
 
+# The steps of the walk are compared with the state after the last one, whose loss no step records.
+@pytest.mark.parametrize("callback", [KeepBest(), KeepBest(every=2), KeepBest(monitor=lambda i: i.loss)])
+@pytest.mark.parametrize("losses", [[5.0, 3.0, 4.0, 2.0], [2.0, 2.0, 2.0, 2.0], [2.0, 3.0, 4.0, 2.0]])
+def test_what_is_kept_is_never_worse_than_the_last_state_which_wins_a_tie(callback, losses):
+    fitted, history = run_walk(losses, callback)
+    assert float(fitted["x"]) == 3.0 and history["final_loss"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optimizers.sgd(1.05), optimizers.lookahead(optimizers.sgd(1.05), 3), optimizers.lbfgs()],
+    ids=["overshooting", "averaging", "with a line search"],
+)
+def test_the_loss_of_what_is_kept_is_that_of_the_state_and_the_least(parabola, optimizer):
+    fitted, history = OptaxOptimizer(quadratic, optimizer, KeepBest()).run(parabola, 7)
+    assert history["final_loss"] == pytest.approx(float(quadratic(fitted)), rel=1e-6)
+    assert history["final_loss"] <= min(history["loss"])
+
+
 def test_without_keep_best_the_last_state_is_returned():
     fitted, history = run_walk([5.0, 1.0, 7.0], None)
     assert float(fitted["x"]) == 2.0 and history["final_loss"] == 7.0

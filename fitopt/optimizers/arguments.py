@@ -10,6 +10,7 @@ import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import jax.numpy as jnp
@@ -127,11 +128,11 @@ def function(name: str, x: T, of: str) -> T:
     return x
 
 
-def path(name: str, x: T) -> T:
-    """A string or a path."""
+def path(name: str, x: Any) -> Path:
+    """A string or a path, as a path."""
     if not isinstance(x, str | os.PathLike):
         raise TypeError(f"{name} must be a path, got {x!r}")
-    return x
+    return Path(x)
 
 
 def checked(checks: Mapping[str, Check]) -> Callable[[Callable[P, T]], Callable[P, T]]:

@@ -17,13 +17,19 @@ from .line_search import forget
 class LookaheadState(NamedTuple):
     """The state of `lookahead`.
 
+    **Arguments:**
+
+    - `slow`: the slow weights, which a fit returns.
+    - `fast_state`: the state of `base_optimizer`.
+    - `steps_since_sync`: a counter.
+
     >>> from fitopt.optimizers import lookahead, sgd
     >>> lookahead(sgd(0.1)).init({"x": 3.0}).slow
     {'x': Array(3., dtype=float32, weak_type=True)}
     """
 
-    slow: PyTree  # the slow weights: what a fit returns
-    fast_state: PyTree  # of base_optimizer
+    slow: PyTree
+    fast_state: PyTree
     steps_since_sync: Array
 
 
