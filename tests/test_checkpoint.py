@@ -443,7 +443,9 @@ def test_a_fit_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_
     ("arguments", "error", "message"),
     [
         ({"directory": 3}, TypeError, "directory must be a path"),
-        ({"directory": "x", "every": 0}, ValueError, "every must be a positive integer or None"),
+        ({"directory": "x", "every": 0}, ValueError, "every must be a positive integer"),
+        ({"directory": "x", "every": 2.5}, TypeError, "every must be an integer"),
+        ({"directory": "x", "seconds": "1"}, TypeError, "seconds must be a number"),
         ({"directory": "x", "keep": 0}, ValueError, "keep must be a positive integer"),
         ({"directory": "x", "seconds": float("nan")}, ValueError, "seconds must be at least 0"),
     ],
