@@ -207,6 +207,7 @@ class StopAfter(HostCallback):
 
     every = None
     uses = ()
+    cuts_short = True
 
     def __init__(self, seconds: float):
         self.seconds = real("StopAfter: seconds", seconds)

@@ -15,6 +15,8 @@ from ..callback import Callback, HostCallback, PlainFunction, label
 from ..parameter.parameter import Parameter
 from ..state import is_parameter
 
+MOST_STEPS = 10**9  # what a method gets that is to make as many as it takes
+
 
 def check_callbacks(callback: Any) -> tuple[Callback | HostCallback, ...]:
     """The callbacks as a tuple, plain functions as host callbacks."""
