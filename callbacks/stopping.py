@@ -199,11 +199,11 @@ class StopAfter(HostCallback):
     'StopAfter'
     """
 
-    every = None
-    uses = ()
+    every: int | None = None
+    uses: tuple[str, ...] = ()
 
     def __init__(self, seconds: float):
-        self.seconds = real("StopAfter: seconds", seconds)
+        self.seconds: float = real("StopAfter: seconds", seconds)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
