@@ -51,7 +51,7 @@ class Checkpoint(HostCallback):
     80
     """
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class Checkpoint(HostCallback):
         seconds: float = 60.0,
         keep: int = 3,
     ):
-        self.directory = path("Checkpoint: directory", directory)
-        self.every = None if every is None else whole("Checkpoint: every", every)
-        self.seconds = real("Checkpoint: seconds", seconds)
-        self.keep = whole("Checkpoint: keep", keep)
+        self.directory: Path = path("Checkpoint: directory", directory)
+        self.every: int | None = None if every is None else whole("Checkpoint: every", every)
+        self.seconds: float = real("Checkpoint: seconds", seconds)
+        self.keep: int = whole("Checkpoint: keep", keep)
         self._mine = False  # whether this object has written what lies in the directory
 
     @contextlib.contextmanager

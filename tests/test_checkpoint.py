@@ -28,6 +28,7 @@ from fitopt.callbacks import (
     KeepBest,
     RecordLearningRate,
     RecordParameters,
+    every,
 )
 from fitopt.storage import checkpoint, series_files
 
@@ -268,8 +269,7 @@ def test_host_callbacks_count_the_steps_of_the_whole_fit(parabola):
     def look(step, diff, static, history, aux, loss, grads):
         seen.append((step, len(history["loss"])))
 
-    look.every = 4
-    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), look)
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), every(4, look))
     _, history = fit.run(parabola, 6)
     fit.run(parabola, 13, resume_from=history)
     assert seen == [(0, 1), (4, 5), (8, 9), (12, 13)]
@@ -394,8 +394,7 @@ def test_a_signal_ends_the_fit_and_leaves_a_last_checkpoint(sent, tmp_path, para
             # From outside of the callback, in which Ctrl-C is the callback's own.
             threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
 
-    send.every = 2
-    fit = OptaxOptimizer(quadratic, optax.sgd(1e-9), [Checkpoint(tmp_path), send])
+    fit = OptaxOptimizer(quadratic, optax.sgd(1e-9), [Checkpoint(tmp_path), every(2, send)])
     _, history = fit.run(parabola, 10**7)
     assert signal.getsignal(sent) is before
     what = "interrupted (Ctrl-C)" if sent == signal.SIGINT else "terminated (SIGTERM)"
@@ -408,7 +407,7 @@ SCRIPT = """
 import sys
 import jax.numpy as jnp, optax
 from fitopt import OptaxOptimizer, Parameter
-from fitopt.callbacks import Checkpoint, CSVLogger, EarlyStopping, KeepBest, RecordParameters
+from fitopt.callbacks import Checkpoint, CSVLogger, EarlyStopping, KeepBest, RecordParameters, every
 
 t = jnp.linspace(0.0, 4.0, 40)
 data = 2.5 * jnp.exp(-1.3 * t) + 0.5
@@ -419,10 +418,9 @@ def loss(state):
 def tell(step, *_):
     print(step, flush=True)
 
-tell.every = 40
 directory, steps = sys.argv[1], int(sys.argv[2])
 state = {"A": Parameter("A", 1.0, lower=0.0), "k": Parameter("k", 1.0)}
-callbacks = [EarlyStopping(10**6), KeepBest(), RecordParameters(every=3), tell]
+callbacks = [EarlyStopping(10**6), KeepBest(), RecordParameters(every=3), every(40, tell)]
 callbacks += [CSVLogger(f"{directory}.csv"), Checkpoint(directory, every=40)]
 fit = OptaxOptimizer(loss, optax.adam(0.01), callbacks)
 fitted, history = fit.run(state, steps, resume_from=directory)
