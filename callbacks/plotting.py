@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from fitopt.callback import Fit, HostCallback
 from fitopt.history import History
-from fitopt.plotting import GREY, find_panels, grid, plot_history
+from fitopt.plotting.histories import find_panels, plot_history
+from fitopt.plotting.style import GREY, grid
 from fitopt.storage.atomic_files import replacing
 
 from ._checks import check_every

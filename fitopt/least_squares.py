@@ -135,12 +135,12 @@ class LeastSquares(Fitter):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         return self._run(state, max_steps, mode, resume_from)
 
-    def uncertainty(self, final_state: PyTree, *, mode: str | None = None) -> "Uncertainty":
+    def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.
 
         **Arguments:**
 
-        - `final_state`: what `run` has returned. The sum of squares must be at its minimum there.
+        - `state`: what `run` has returned. The sum of squares must be at its minimum there.
         - `mode`: how the Jacobian is computed, as for `run`.
 
         The covariance is (JᵀJ)⁻¹, brought to the user's units; unless `absolute_sigma`, it is multiplied
@@ -160,7 +160,7 @@ class LeastSquares(Fitter):
             self._weighted,
             *self._robust,
             self._absolute_sigma,
-            final_state,
+            state,
             mode,
         )
 

@@ -115,7 +115,7 @@ class OptaxOptimizer(Fitter):
 
     def uncertainty(
         self,
-        final_state: PyTree,
+        state: PyTree,
         *,
         errordef: float = 0.5,
         parameters: Sequence[str] | None = None,
@@ -125,7 +125,7 @@ class OptaxOptimizer(Fitter):
 
         **Arguments:**
 
-        - `final_state`: what `run` has returned. The loss must be at its minimum there.
+        - `state`: what `run` has returned. The loss must be at its minimum there.
         - `errordef`: by how much the loss rises at one standard error: 0.5 for a negative
             log-likelihood, 1 for a sum of squares in units of the variance, as in iminuit.
         - `parameters`: names of Parameters, or of their entries: compute the errors of these alone, and
@@ -146,7 +146,7 @@ class OptaxOptimizer(Fitter):
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         if not (np.ndim(errordef) == 0 and 0 < errordef < np.inf):
             raise ValueError(f"errordef must be a positive number, got {errordef!r}")
-        given = self._derivatives, self._problem.evaluate, float(errordef), final_state, mode
+        given = self._derivatives, self._problem.evaluate, float(errordef), state, mode
         if parameters is None:
             return estimation.of_loss(*given)
         from .uncertainty import matrix_free

@@ -282,19 +282,21 @@ def test_all_profiles_share_one_program(uncertainty):
 
 
 def test_it_says_what_it_cannot_do(uncertainty, line):
-    with pytest.raises(KeyError, match="no entry 'tau'; there are A, C and k"):
+    with pytest.raises(KeyError, match="no element 'tau'; there are A, C and k"):
         uncertainty.profile("tau")
-    with pytest.raises(KeyError, match=r"no entry 'w'; there are w\[0\] and w\[1\]"):
+    with pytest.raises(KeyError, match=r"no element 'w'; there are w\[0\] and w\[1\]"):
         line[0].profile("w")
     with pytest.raises(KeyError, match="no parameter 'tau' is fitted"):
         uncertainty.confidence_intervals(parameters=["tau"])
     with pytest.raises(ValueError, match="level must be a probability between 0 and 1, got 95"):
         uncertainty.confidence_intervals(level=95)
-    with pytest.raises(ValueError, match="two different entries"):
+    with pytest.raises(ValueError, match="two different elements"):
         uncertainty.contour("A", "A")
     opt = OptaxOptimizer(lambda s: -jnp.sum(jnp.log(s["p"])), optax.sgd(0.1))
     probabilities = opt.uncertainty({"p": Parameter("p", [0.5, 0.5], transform=Simplex())})
-    message = r"p\[0\] cannot be held alone: the transform of Parameter 'p' does not act entry by entry"
+    message = (
+        r"p\[0\] cannot be held by itself: the transform of Parameter 'p' does not act entry by entry"
+    )
     for ask in (lambda: probabilities.profile("p[0]"), probabilities.confidence_intervals):
         with pytest.raises(ValueError, match=f"{message}.*propagate.*parameters="):
             ask()

@@ -92,7 +92,7 @@ def test_arrays_move_as_by_hand_to_the_bit(tx):
     expected, state = by_hand(tx, PARAMS, 8)
     identical(params, expected)
     identical(optimizer.opt_state, state)
-    assert optimizer.step_count == 8
+    assert optimizer.n_steps == 8
 
 
 @pytest.mark.parametrize("tx", [optax.adamw(0.1), ADAM, fitopt.optimizers.adam(0.1)])
@@ -111,10 +111,10 @@ def test_multi_steps_and_skipped_steps_are_counted():
     optimizer = Optimizer(optax.MultiSteps(optax.adam(0.1), 3)).init(PARAMS)
     for _ in range(2):
         optimizer.update(PARAMS, PARAMS)
-    assert optimizer.step_count == 2
+    assert optimizer.n_steps == 2
     optimizer = Optimizer(optax.apply_if_finite(optax.adam(0.1), 10)).init(PARAMS)
     optimizer.update(jax.tree.map(lambda x: x * jnp.nan, PARAMS), PARAMS)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
 
 
 def test_eager_steps_change_the_optimizer_in_place():
@@ -125,9 +125,9 @@ def test_eager_steps_change_the_optimizer_in_place():
     for _ in range(3):
         params = optimizer.update(jax.grad(loss)(params), params)
     close(params, by_hand(tx, PARAMS, 3)[0])
-    assert optimizer.step_count == 3
-    assert optimizer.init(params).step_count == 0
-    assert optimizer.step_count == 3
+    assert optimizer.n_steps == 3
+    assert optimizer.init(params).n_steps == 0
+    assert optimizer.n_steps == 3
 
 
 def test_updates_are_returned_instead_of_applied():
@@ -136,7 +136,7 @@ def test_updates_are_returned_instead_of_applied():
     updates = optimizer.update(grads, PARAMS, apply_updates=False)
     expected, state = by_optax(grads, tx.init(PARAMS), PARAMS)
     identical(updates, expected)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
     identical(optimizer.update(grads, apply_updates=False), by_optax(grads, state)[0])
 
 
@@ -189,7 +189,7 @@ def test_the_example_of_treex_runs():
         return model, loss, optimizer
 
     model, loss, optimizer = main()
-    assert loss < 1e-3 and optimizer.step_count == 300
+    assert loss < 1e-3 and optimizer.n_steps == 300
 
 
 # As a pytree
@@ -202,7 +202,7 @@ def test_it_is_the_carry_of_a_scan():
     start = (PARAMS, Optimizer(optax.adam(0.1)).init(PARAMS))
     (params, optimizer), _ = jax.lax.scan(body, start, None, length=10)
     close(params, train(*start, 10)[0])
-    assert optimizer.step_count == 10
+    assert optimizer.n_steps == 10
 
 
 def test_many_fits_run_under_vmap():
@@ -216,10 +216,10 @@ def test_many_fits_run_under_vmap():
     shifts = jnp.array([1.0, -2.0, 3.0])
     together, optimizers = jax.vmap(fit)(shifts)
     np.testing.assert_allclose(together, jnp.stack([fit(shift)[0] for shift in shifts]), rtol=1e-6)
-    np.testing.assert_array_equal(optimizers.step_count, [3, 3, 3])
+    np.testing.assert_array_equal(optimizers.n_steps, [3, 3, 3])
     step = lambda x, optimizer: (optimizer.update({"x": x}, {"x": x})["x"], optimizer)
     _, optimizers = jax.vmap(step)(together, optimizers)
-    np.testing.assert_array_equal(optimizers.step_count, [4, 4, 4])
+    np.testing.assert_array_equal(optimizers.n_steps, [4, 4, 4])
 
 
 @pytest.mark.parametrize("bound", [None, 0.0])
@@ -236,7 +236,7 @@ def test_parameters_and_optimizer_may_be_donated(bound):
     params, optimizer = donating(params, optimizer)
     close(params, expected)
     params, optimizer = donating(params, optimizer)
-    assert optimizer.step_count == 3
+    assert optimizer.n_steps == 3
 
 
 def test_equal_optimizers_share_a_program():
@@ -387,7 +387,7 @@ def test_a_value_that_was_edited_counts():
     assert new["k"][0] == params["k"][0]
 
 
-def test_a_simplex_is_fitted_through_its_coordinate():
+def test_a_simplex_is_fitted_through_its_position():
     target = jnp.array([0.7, 0.2, 0.1])
     start = fitopt.Parameter("p", jnp.ones(3) / 3, transform=fitopt.transforms.Simplex())
     loss = lambda p: jnp.sum((jnp.asarray(p) - target) ** 2)
@@ -466,7 +466,7 @@ def test_lbfgs_is_that_of_a_loop_by_hand_to_the_bit():
     identical(mine, params)
 
 
-def test_grad_is_passed_on_by_coordinates():
+def test_grad_is_passed_on_by_positions():
     def update(updates, state, params=None, *, grad, factor, **_):
         return jax.tree.map(lambda g: -factor * g, grad), state
 
@@ -490,7 +490,7 @@ def test_a_group_has_its_own_optimizer_and_leaves_the_others_alone():
     new, optimizer = step(both, optimizer)
     w, _ = by_hand(optax.adam(0.1), {"w": jnp.array([1.0, 2.0])}, 2, lambda p: jnp.sum(p["w"] ** 2) / 2)
     np.testing.assert_allclose(new["w"], w["w"], rtol=1e-6)
-    assert new["special"] == 2.0 and optimizer.step_count == 2
+    assert new["special"] == 2.0 and optimizer.n_steps == 2
 
 
 def test_value_fn_of_a_group_sees_the_other_groups():
@@ -546,7 +546,7 @@ def test_named_optimizers_and_pattern_groups_hold_their_rates():
     optimizer.update(PARAMS, PARAMS)
     optimizer.learning_rate = 0.2
     np.testing.assert_allclose(optimizer.learning_rate, 0.2)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
     params = {"a": fitopt.Parameter("rate", 1.0, lower=0), "b": jnp.ones(2), "c": jnp.ones(())}
     sgd = fitopt.optimizers.sgd
     optimizer = Optimizer(fitopt.optimizers.groups({"rate": sgd(0.1), "b": sgd(0.2), "c": None}))
@@ -600,9 +600,9 @@ def test_several_rates_are_a_tuple():
 
 def test_a_rate_that_is_not_in_the_state_says_what_to_do():
     optimizer = Optimizer(optax.adam(0.1)).init(PARAMS)
-    with pytest.raises(AttributeError, match=r"inject_hyperparams\(optax.adam\)\(learning_rate="):
+    with pytest.raises(AttributeError, match="holds no learning rate"):
         optimizer.learning_rate  # noqa: B018
-    with pytest.raises(AttributeError, match="inject_hyperparams"):
+    with pytest.raises(AttributeError, match="holds no learning rate"):
         optimizer.learning_rate = 0.1
     scheduled = optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.5, 0.0, 2))
     optimizer = Optimizer(scheduled).init(PARAMS)
@@ -685,7 +685,7 @@ def test_a_fit_goes_on_from_its_state_dict_to_the_bit(through, tmp_path):
         merged, optimizer = step(merged, optimizer)
     saved = ways[through](optimizer.state_dict())
     loaded = bounded_and_grouped(params, special).load_state_dict(saved)
-    assert loaded.step_count == 3
+    assert loaded.n_steps == 3
     for _ in range(3):
         one, optimizer = step(merged, optimizer)
         two, loaded = step(merged, loaded)
@@ -745,7 +745,7 @@ def test_the_state_dict_of_other_bounds_is_refused():
     "use",
     [
         lambda o: o.update({}, {}),
-        lambda o: o.step_count,
+        lambda o: o.n_steps,
         lambda o: o.opt_state,
         lambda o: o.learning_rate,
         lambda o: o.state_dict(),
@@ -786,7 +786,7 @@ def test_wrong_gradients_are_named(grads, error, message):
         optimizer.update(grads, PARAMS)
     with pytest.raises(error, match=message.replace("grads:", "grad:")):
         optimizer.update(PARAMS, PARAMS, grad=grads)
-    assert optimizer.step_count == 0
+    assert optimizer.n_steps == 0
 
 
 @pytest.mark.parametrize(
@@ -812,7 +812,7 @@ def test_wrong_parameters_are_named(params, error, message):
 def test_a_parameter_that_changed_or_left_its_bounds_is_an_error():
     params = {"k": fitopt.Parameter("k", 1.0, lower=0)}
     optimizer = Optimizer(optax.adam(0.1)).init(params)
-    with pytest.raises(ValueError, match=r"'k' was Parameter\('k', lower=0.0\).*upper=2.*init again"):
+    with pytest.raises(ValueError, match=r"'k' was Parameter\('k', lower=0\).*upper=2.*init again"):
         optimizer.update(params, {"k": params["k"].replace(upper=2)})
     with pytest.raises(ValueError, match="free=False"):
         optimizer.update(params, {"k": params["k"].fix()})

@@ -379,7 +379,7 @@ def test_what_the_null_space_moves_is_open_and_the_rest_has_its_error(seed, lost
     else:
         found = covariance.invert_root(design, 1e-12)
     errors = covariance.errors(found, 1.0, 1e-12)
-    assert np.isinf(errors[1 : lost + 2]).all() and found.open.shape == (8, lost)
+    assert np.isinf(errors[1 : lost + 2]).all() and found.flat.shape == (8, lost)
     np.testing.assert_allclose(errors[rest], expected, rtol=1e-6)
 
 
@@ -522,7 +522,7 @@ def test_it_says_what_it_cannot_do(fitted):
 
 def test_it_is_readable(fitted):
     text = repr(LeastSquares(residuals).uncertainty(fitted)).splitlines()
-    assert text[0] == "Uncertainty of 3 entries" and text[3].split()[::2] == ["k", "±"]
+    assert text[0] == "Uncertainty of 3 elements" and text[3].split()[::2] == ["k", "±"]
 
 
 # --- others ---

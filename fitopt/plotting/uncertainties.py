@@ -6,17 +6,15 @@ import numpy as np
 from jaxtyping import Float
 
 from ..reporting.digits import span
-from ..uncertainty.profile import Contour, Profile
-from ..uncertainty.result import Uncertainty
-from .fits import ABOVE
-from .histories import BLUE, GREY, ORANGE, new_axes, tidy
+from ..uncertainty import Contour, Profile, Uncertainty
+from .style import ABOVE, BLUE, GREY, ORANGE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FINE = 400  # points of a curve
-_NUMBERED = 12  # entries whose matrix has room for numbers
-_NAMED = 40  # entries that have room for their names
+_NUMBERED = 12  # elements whose matrix has room for numbers
+_NAMED = 40  # elements that have room for their names
 
 
 def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axes":
@@ -27,7 +25,7 @@ def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axe
 
     **Arguments:**
 
-    - `uncertainty`: what `uncertainty(final_state)` has returned.
+    - `uncertainty`: what `uncertainty(state)` has returned.
     - `ax`: the axes to draw into; by default those of a new pyplot figure.
 
     **Returns:** the axes.
@@ -82,7 +80,7 @@ def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
 
     The dashed parabola is that of the standard error: what the loss would be if it were a square, as the
     error takes it to be. Where the two differ, the profile is to be trusted. There is none where the
-    entry has no finite error. The confidence interval ends where the profile reaches the level that is
+    element has no finite error. The confidence interval ends where the profile reaches the level that is
     drawn, or at a bound.
 
     **Arguments:**

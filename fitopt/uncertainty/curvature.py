@@ -1,4 +1,4 @@
-"""Derivatives of residuals and losses by the moves of `Entries`, compiled."""
+"""Derivatives of residuals and losses by the displacements of a `ParameterVector`, compiled."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,36 +10,35 @@ from jaxtyping import Array, Float
 
 from ..methods.derivatives import along_basis
 from ..methods.robust import RobustLoss
-from ..state import Layout
-from .entries import Entries
+from ..state import Layout, ParameterVector
 
 
 class Root(NamedTuple):
     """A square root of the information in residuals: `triangle.T @ triangle`."""
 
-    triangle: Float[Array, "k moves"]
-    units: Float[Array, " moves"]
-    gradient: Float[Array, " moves"]  # of half the sum of squares
+    triangle: Float[Array, "k displacements"]
+    units: Float[Array, " displacements"]
+    gradient: Float[Array, " displacements"]  # of half the sum of squares
     loss: Float[Array, ""]  # the sum of squares, or of what a robust loss makes of them
-    values: Float[Array, " entries"]
+    values: Float[Array, " elements"]
     count: int  # of the residuals
 
 
 class Hessian(NamedTuple):
     """Second derivatives of a loss."""
 
-    matrix: Float[Array, "moves moves"]
-    units: Float[Array, " moves"]
-    gradient: Float[Array, " moves"]
+    matrix: Float[Array, "displacements displacements"]
+    units: Float[Array, " displacements"]
+    gradient: Float[Array, " displacements"]
     loss: Float[Array, ""]
-    values: Float[Array, " entries"]
+    values: Float[Array, " elements"]
 
 
 def root_program(
     residuals: Callable[[Any], tuple[Any, Any]],
     robust: RobustLoss,
     f_scale: float,
-    entries: Entries,
+    vector: ParameterVector,
     layout: Layout,
     mode: str | None,
 ) -> Callable[[Sequence[Array], Sequence[Any]], Root]:
@@ -54,11 +53,11 @@ def root_program(
 
     @jax.jit
     def program(free: Sequence[Array], fixed: Sequence[Any]) -> Root:
-        units = entries.units(free)
-        zero = jnp.zeros(entries.n_moves, entries.dtype)
+        units = vector.units(free)
+        zero = jnp.zeros(vector.n_displacements, vector.dtype)
 
-        def function(moves: Array) -> Array:
-            state = layout.plain(entries.moved(free, units, moves), fixed)
+        def function(displacements: Array) -> Array:
+            state = layout.plain(vector.displaced(free, units, displacements), fixed)
             return ravel_pytree(residuals(state)[0])[0]
 
         found = function(zero)
@@ -78,13 +77,13 @@ def root_program(
         largest = jnp.where(largest > 0, largest, 1)
         triangle = jnp.linalg.qr(jacobian / largest, mode="r")
         loss = 2 * jnp.sum(half(found))
-        return Root(triangle, units / largest, gradient / largest, loss, entries.read(free), m)
+        return Root(triangle, units / largest, gradient / largest, loss, vector.elements(free), m)
 
     return program
 
 
 def hessian_program(
-    loss: Callable[[Any], tuple[Any, Any]], entries: Entries, layout: Layout, mode: str
+    loss: Callable[[Any], tuple[Any, Any]], vector: ParameterVector, layout: Layout, mode: str
 ) -> Callable[[Sequence[Array], Sequence[Any]], Hessian]:
     """Compile what gives the `Hessian` of a loss at a state, taken apart.
 
@@ -93,48 +92,48 @@ def hessian_program(
 
     @jax.jit
     def program(free: Sequence[Array], fixed: Sequence[Any]) -> Hessian:
-        units, value, gradient, product = linearized(loss, entries, layout, mode, free, fixed)
+        units, value, gradient, product = linearized(loss, vector, layout, mode, free, fixed)
         matrix = along_basis(product, gradient.size, gradient.dtype)
-        return Hessian(matrix, units, gradient, value, entries.read(free))
+        return Hessian(matrix, units, gradient, value, vector.elements(free))
 
     return program
 
 
 def linearized(
     loss: Callable[[Any], tuple[Any, Any]],
-    entries: Entries,
+    vector: ParameterVector,
     layout: Layout,
     mode: str,
     free: Sequence[Array],
     fixed: Sequence[Any],
 ) -> tuple[Array, Array, Array, Callable[[Array], Array]]:
     """Units, loss, gradient, and the function that multiplies the Hessian by a vector."""
-    units = entries.units(free)
+    units = vector.units(free)
 
-    def function(moves: Array) -> Array:
-        return loss(layout.plain(entries.moved(free, units, moves), fixed))[0]
+    def function(displacements: Array) -> Array:
+        return loss(layout.plain(vector.displaced(free, units, displacements), fixed))[0]
 
-    def gradient_and_value(moves: Array) -> tuple[Array, Array]:
+    def gradient_and_value(displacements: Array) -> tuple[Array, Array]:
         if mode == "rev":
-            value, gradient = jax.value_and_grad(function)(moves)
+            value, gradient = jax.value_and_grad(function)(displacements)
             return gradient, value
-        slope = lambda direction: jax.jvp(function, (moves,), (direction,))[1]
-        return along_basis(slope, moves.size, moves.dtype), function(moves)
+        slope = lambda direction: jax.jvp(function, (displacements,), (direction,))[1]
+        return along_basis(slope, displacements.size, displacements.dtype), function(displacements)
 
-    zero = jnp.zeros(entries.n_moves, entries.dtype)
+    zero = jnp.zeros(vector.n_displacements, vector.dtype)
     gradient, product, value = jax.linearize(gradient_and_value, zero, has_aux=True)
     return units, value, gradient, product
 
 
-def push_program(entries: Entries) -> Callable[[Sequence[Array], Array], Array]:
-    """Compile what turns moves, in their own units, into changes of the entries; one in each row."""
+def push_program(vector: ParameterVector) -> Callable[[Sequence[Array], Array], Array]:
+    """Compile what turns displacements, in their own units, into changes of elements, row by row."""
 
     @jax.jit
     def program(
-        free: Sequence[Array], moves: Float[Array, "rows moves"]
-    ) -> Float[Array, "rows entries"]:
-        units = jnp.ones(entries.n_moves, entries.dtype)
-        changes = lambda moves: entries.read(entries.moved(free, units, moves))
-        return jax.vmap(jax.linearize(changes, jnp.zeros_like(units))[1])(moves)
+        free: Sequence[Array], displacements: Float[Array, "rows displacements"]
+    ) -> Float[Array, "rows elements"]:
+        units = jnp.ones(vector.n_displacements, vector.dtype)
+        changes = lambda displacements: vector.elements(vector.displaced(free, units, displacements))
+        return jax.vmap(jax.linearize(changes, jnp.zeros_like(units))[1])(displacements)
 
     return program
