@@ -206,10 +206,10 @@ def _panel(
     block = dataclasses.replace(Block.of(name, parameter), shape=shape)  # of one lane
     try:
         fitted = np.isin(np.arange(math.prod(shape)), block.fitted).reshape(shape)
+        ends = [block.constants(x, np.inf)[block.fitted] for x in (block.spec.lower, block.spec.upper)]
     except ValueError:
         raise ValueError(f"state: Parameter {name!r} has not the recorded shape {shape}") from None
-    bounds = (block.constants(end, np.inf)[block.fitted] for end in (block.spec.lower, block.spec.upper))
-    lower, upper = (np.unique(bound[np.isfinite(bound)]) for bound in bounds)
+    lower, upper = (np.unique(bound[np.isfinite(bound)]) for bound in ends)
     return Panel(name, real_curves("", steps, values[:, :, fitted]), lower, upper)
 
 
