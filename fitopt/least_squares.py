@@ -148,6 +148,8 @@ class LeastSquares(Fitter):
         robust loss J and the sum of squares are what `scipy.optimize.curve_fit` takes: slopes count as
         much as the loss is curved at their residual.
 
+        A state that is not at a minimum gets a `RuntimeWarning` with the estimated distance to it.
+
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
         """
         from .uncertainty import estimation

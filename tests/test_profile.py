@@ -189,11 +189,26 @@ def test_a_profile_of_an_unfinished_fit_is_around_the_minimum_and_says_so(line):
     uncertainty, solution, covariance = line
     design = np.stack([X, np.ones(20)], axis=1)
     opt = LeastSquares(lambda state: design @ state["w"] - Y)
-    early = opt.uncertainty({"w": Parameter("w", solution + 0.1)})
+    with pytest.warns(RuntimeWarning, match="not come to the minimum"):
+        early = opt.uncertainty({"w": Parameter("w", solution + 0.1)})
     interval = early.confidence_intervals()["w[0]"]
     assert interval.value == solution[0] + 0.1
     assert np.mean([*interval]) == pytest.approx(solution[0], rel=1e-4)
     assert "fit on first" in interval.messages[0]
+
+
+def test_a_region_that_does_not_contain_the_fitted_values_is_refused(line):
+    _, solution, _ = line
+    design = np.stack([X, np.ones(20)], axis=1)
+    opt = LeastSquares(lambda state: design @ state["w"] - Y)
+    with pytest.warns(RuntimeWarning, match="not come to the minimum"):
+        early = opt.uncertainty({"w": Parameter("w", solution + 1.0)})
+    with pytest.raises(ValueError, match=r"interval of w\[0\], .* does not contain .* fit on"):
+        early.confidence_intervals(0.68)
+    with pytest.raises(ValueError, match="does not contain"):
+        early.profile("w[0]", level=0.68)
+    with pytest.raises(ValueError, match=r"region of w\[0\] and w\[1\] does not contain"):
+        early.contour("w[0]", "w[1]", level=0.5)
 
 
 # --- curves ---
@@ -242,8 +257,19 @@ def test_a_contour_ends_at_bounds():
     radius = scipy.stats.chi2.ppf(0.9, 2) ** 0.5
     lengths = np.hypot(*contour.points.T)
     np.testing.assert_allclose(lengths[~contour.at_bound], radius, rtol=1e-4)
-    np.testing.assert_allclose(contour.points[contour.at_bound, 1], -1.0)
-    assert contour.at_bound.sum() == np.sum(np.sin(np.arange(16) * np.pi / 8) * radius < -1)
+    on_bound = contour.points[contour.at_bound]
+    np.testing.assert_allclose(on_bound[:, 1], -1.0)
+    # Those on rays, and the two corners.
+    assert len(on_bound) == np.sum(np.sin(np.arange(16) * np.pi / 8) * radius < -1) + 2
+    corners = [-np.sqrt(radius**2 - 1), np.sqrt(radius**2 - 1)]
+    np.testing.assert_allclose([on_bound[:, 0].min(), on_bound[:, 0].max()], corners, rtol=1e-4)
+
+
+def test_a_contour_around_a_corner_of_bounds_has_the_corner():
+    state = {"a": Parameter("a", 0.5, lower=0.2), "b": Parameter("b", 0.5, lower=0.2)}
+    opt = LeastSquares(lambda s: jnp.stack([s["a"], s["b"]]) - 0.5, sigma=1.0, absolute_sigma=True)
+    contour = opt.uncertainty(state).contour("a", "b", level=0.5, points=9)
+    assert np.any(np.all(contour.points == 0.2, axis=1))
 
 
 def test_a_contour_of_minuit_is_the_same():

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FINE = 400  # points of a curve
+_MANY = 100  # data: more are drawn smaller, and below the curve
 _BAND = {"alpha": 0.25, "linewidth": 0}
 
 
@@ -88,7 +89,8 @@ def plot_fit(
         dots = DARK if len(names) == 1 else color
         bars = None if sigma is None else sigma[:, i]
         _draw_points(chosen[0], x, y[:, i], bars, dots, name or "data")
-        _draw_curve(chosen[0], grid, curves[:, i], reach[:, i], color, None if name else "fit")
+        zorder = 4 if x.size > _MANY else 2
+        _draw_curve(chosen[0], grid, curves[:, i], reach[:, i], color, None if name else "fit", zorder)
         if len(chosen) > 1:
             bars = None if sigma is None else np.ones_like(x)
             _draw_points(chosen[1], x, residuals[:, i], bars, dots, None)
@@ -178,10 +180,11 @@ def _draw_curve(
     reach: Float[np.ndarray, " m"],
     color: str,
     label: str | None,
+    zorder: float,
 ) -> None:
     if np.any(reach > 0):
-        axes.fill_between(x, curve - reach, curve + reach, color=color, **_BAND)
-    axes.plot(x, curve, color=color, label=label)
+        axes.fill_between(x, curve - reach, curve + reach, color=color, zorder=zorder, **_BAND)
+    axes.plot(x, curve, color=color, label=label, zorder=zorder)
 
 
 def _draw_points(
@@ -193,6 +196,9 @@ def _draw_points(
     label: str | None,
 ) -> None:
     style: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    if x.size > _MANY:
+        size = max(4.5 * (_MANY / x.size) ** 0.3, 1.5)
+        style = {"markersize": size, "markeredgewidth": 0, "alpha": 0.5}
     axes.errorbar(x, y, bars, fmt="o", color=color, elinewidth=1, label=label, zorder=3, **style)
 
 

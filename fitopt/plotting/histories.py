@@ -144,9 +144,11 @@ class Panel(NamedTuple):
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize("small")
         tidy(axes, ticks=4)
-        if len(self.curves) > 1:
+        if axes.get_legend_handles_labels()[1]:
             corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
-            axes.legend(ncols=2, fontsize="small", handlelength=1.3, frameon=False, **corner)
+            tight = {"handlelength": 0, "handletextpad": 0, "columnspacing": 0.7, "frameon": False}
+            columns = 4 if len(self.curves) == 1 else 2
+            axes.legend(ncols=columns, fontsize="small", labelcolor="linecolor", **tight, **corner)
         elif self.curves[0].summary:
             axes.set_title(self.curves[0].summary, loc="right", fontsize="small", color=GREY)
         axes.get_ylim()  # settles the view of the curves alone
@@ -206,11 +208,16 @@ def _panel(
     block = dataclasses.replace(Block.of(name, parameter), shape=shape)  # of one lane
     try:
         fitted = np.isin(np.arange(math.prod(shape)), block.fitted).reshape(shape)
-        ends = [block.constants(x, np.inf)[block.fitted] for x in (block.spec.lower, block.spec.upper)]
+        ends = [block.constant(x, np.inf) for x in (block.spec.lower, block.spec.upper)]
     except ValueError:
         raise ValueError(f"state: Parameter {name!r} has not the recorded shape {shape}") from None
     lower, upper = (np.unique(bound[np.isfinite(bound)]) for bound in ends)
-    return Panel(name, real_curves("", steps, values[:, :, fitted]), lower, upper)
+    curves = real_curves("", steps, values[:, :, fitted])
+    if shape and values.shape[1] == 1:
+        entries = [label.removeprefix(name) for label in block.labels]
+        each = np.array_split(entries, len(curves))
+        curves = [curve._replace(entries=tuple(own)) for curve, own in zip(curves, each, strict=True)]
+    return Panel(name, curves, lower, upper)
 
 
 def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool) -> None:

@@ -65,7 +65,9 @@ class Elements:
 
     @functools.cached_property
     def _bounds(self) -> list[Float[np.ndarray, " n"]]:
-        return [self.block.constants(x, np.inf) for x in (self.block.spec.lower, self.block.spec.upper)]
+        return [
+            self.block.real_constants(x, np.inf) for x in (self.block.spec.lower, self.block.spec.upper)
+        ]
 
     def __len__(self) -> int:
         return self.values.size
@@ -74,14 +76,15 @@ class Elements:
         if not 0 <= i < len(self):
             raise IndexError(i)
         label = self.block.real_labels[i]
-        ends = (end[i] for end in self._bounds)
+        lower, upper = (float(end[i]) if np.isfinite(end[i]) else None for end in self._bounds)
         interval = self.intervals.get(label)
         return Element(
             label,
             float(self.values[i]),
             None if np.isnan(self.errors[i]) else float(self.errors[i]),
             None if self.starts is None or self.statuses[i] == FIXED else float(self.starts[i]),
-            *(float(end) if np.isfinite(end) else None for end in ends),
+            lower,
+            upper,
             self.statuses[i],
             None if interval is None else (interval.low, interval.high),
         )

@@ -93,19 +93,22 @@ class Block:
     def reals(self, value: Any) -> Float[np.ndarray, " reals"]:
         """All real numbers of a value, in double precision."""
         array = np.asarray(value)
-        parts = [array.real, array.imag] if self.is_complex else [array]
+        parts = [np.real(array), np.imag(array)] if self.is_complex else [array]
         return np.concatenate([part.ravel().astype(float) for part in parts])
 
-    def constants(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " reals"]:
+    def real_constants(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " reals"]:
         """What a bound or a scale is for each of its real numbers."""
         array = missing if constant is None else constant.astype(real_dtype(self.dtype))
         return np.tile(np.broadcast_to(array, self.shape).ravel().astype(float), 1 + self.is_complex)
 
+    def constant(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " elements"]:
+        """What a bound or a scale is for each element."""
+        return self.real_constants(constant, missing)[self.fitted]
+
     def range(self) -> Float[np.ndarray, "2 elements"]:
         """Between which ends elements lie, by their bounds or by what the transform can give."""
         spec = self.spec
-        ends = np.stack([self.constants(spec.lower, -np.inf), self.constants(spec.upper, np.inf)])
-        ends = ends[:, self.fitted]
+        ends = np.stack([self.constant(spec.lower, -np.inf), self.constant(spec.upper, np.inf)])
         if spec.transform is None or not self.is_elementwise:
             return ends
         edges = jnp.stack([jnp.full(self.shape, x, self.dtype) for x in (-np.inf, np.inf)])
@@ -255,9 +258,9 @@ class ParameterVector:
     @functools.cached_property
     def span(self) -> Float[np.ndarray, " elements"]:
         """What a change of an element is large against, as far as its Parameter says."""
-        scales = [block.constants(block.spec.scale, 1.0)[block.fitted] for block in self.blocks]
+        scales = np.concatenate([block.constant(block.spec.scale, 1.0) for block in self.blocks])
         width = self.upper - self.lower
-        return np.where(np.isfinite(width), width, np.concatenate(scales))
+        return np.where(np.isfinite(width), width, scales)
 
     def nearest_bound(self, elements: Float[np.ndarray, " elements"]) -> Float[np.ndarray, " elements"]:
         """For each element the bound that it is closer to."""
@@ -317,7 +320,7 @@ class ParameterVector:
         for block, part in zip(self.blocks, self._elements, strict=True):
             reals = np.full((1 + block.is_complex) * math.prod(block.shape), np.nan)
             reals[block.fitted] = elements[part]
-            parts = reals.reshape(-1, *block.shape)
+            parts = reals.reshape(1 + block.is_complex, *block.shape)
             arrays.append(joined(*parts) if block.is_complex else np.asarray(parts[0]))
         return arrays
 

@@ -1,7 +1,8 @@
 """From a fitted state to its `Uncertainty`: by the Jacobian of residuals, or the Hessian of a loss."""
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +11,20 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
-from ..engine.validation import nothing_free
+from ..engine.validation import depth_in_package, nothing_free
 from ..methods.robust import RobustLoss
 from ..state import Flat, ParameterVector, flatten
 from . import covariance, messages
-from .curvature import hessian_program, push_program, root_program
+from .curvature import (
+    first_differentiable,
+    hessian_modes,
+    hessian_program,
+    jacobian_modes,
+    push_program,
+    root_program,
+)
 from .likelihood import Information, Likelihood, on_bound
+from .propagation import Propagation
 from .refit import refit_program
 from .result import Uncertainty
 
@@ -29,6 +38,8 @@ class Programs(NamedTuple):
     information: Callable[..., Any]
     push: Callable[..., Any]  # of displacements to elements
     refit: Callable[[], Callable[..., Any]]
+    propagation: Propagation
+    notes: list[str]
 
 
 def of_residuals(
@@ -57,13 +68,19 @@ def of_residuals(
         left = int(information.count or 0) - fitted
         return float(information.loss) / left if left > 0 else np.inf
 
-    program = functools.partial(root_program, weighted, robust, f_scale)
-    programs = _programs(cache, flat, mode, program, evaluate, squares=True)
+    def make_programs(vector: ParameterVector) -> Programs:
+        make = functools.partial(root_program, weighted, robust, f_scale, vector, flat.layout)
+        state_residuals = lambda: weighted(flat.layout.plain(flat.free, flat.fixed))[0]
+        modes = jacobian_modes(mode, state_residuals, vector.n_displacements)
+        works, program = first_differentiable(modes, make, flat.free, flat.fixed)
+        return _programs(vector, flat, program, functools.partial(refit_program, evaluate, True), works)
+
+    programs = _kept(cache, flat, mode, make_programs)
     likelihood = _likelihood(flat, programs, information_at, unit_of, absolute_sigma)
     count = int(likelihood.information.count or 0)
     fitted = likelihood.inverse.factor.shape[1]
     left = count - fitted
-    sentences = []
+    sentences = [*programs.notes]
     if likelihood.unit == np.inf:
         sentences.append(
             f"{count} residuals for {fitted} fitted numbers leave no scatter to take errors from; "
@@ -87,28 +104,36 @@ def of_loss(
     evaluate: Callable[[Any], tuple[Any, Any]],
     errordef: float,
     state: Any,
-    mode: str,
+    mode: str | None,
 ) -> Uncertainty:
     """The `Uncertainty` of a fit of a scalar loss; `cache` keeps what is compiled."""
     flat = flat_of(state)
+
+    def make_programs(vector: ParameterVector) -> Programs:
+        if vector.n_displacements > _MOST:
+            raise ValueError(
+                f"the Hessian of {vector.n_displacements} fitted numbers is too large; "
+                "ask for the errors of some with parameters=[...]"
+            )
+        make = functools.partial(hessian_program, evaluate, vector, flat.layout)
+        works, program = first_differentiable(hessian_modes(mode), make, flat.free, flat.fixed)
+        refit = functools.partial(refit_program, evaluate, False)
+        notes = [messages.DIFFERENCES] if works[0] == "differences" else []
+        return _programs(vector, flat, program, refit, works[1], notes)
 
     def information_at(free: list[Any]) -> Information:
         hessian = jax.device_get(programs.information(free, flat.fixed))
         return Information(hessian.matrix.astype(float), False, *hessian[1:], count=None)
 
-    program = functools.partial(hessian_program, evaluate)
-    programs = _programs(cache, flat, mode, program, evaluate, squares=False)
-    if programs.vector.n_displacements > _MOST:
-        raise ValueError(
-            f"the Hessian of {programs.vector.n_displacements} fitted numbers is too large; "
-            "ask for the errors of some with parameters=[...]"
-        )
+    programs = _kept(cache, flat, mode, make_programs)
     likelihood = _likelihood(flat, programs, information_at, lambda *_: errordef, absolute=True)
     falls = likelihood.inverse.falling > 0
+    if falls:
+        warnings.warn(messages.SADDLE, RuntimeWarning, stacklevel=depth_in_package())
     return _uncertainty(
         state,
         likelihood,
-        ["not a minimum: the Hessian has negative eigenvalues"] if falls else [],
+        [*programs.notes, *([messages.SADDLE] if falls else [])],
         "the loss stays or falls" if falls else "the loss stays",
         n_data=None,
         degrees_of_freedom=None,
@@ -128,24 +153,30 @@ def flat_of(state: Any) -> Flat:
     return flat
 
 
-def _programs(
+def _kept(
     cache: dict[Any, Any],
     flat: Flat,
     mode: str | None,
-    program: Callable[..., Any],
-    evaluate: Callable[[Any], tuple[Any, Any]],
-    squares: bool,
+    make: Callable[[ParameterVector], Programs],
 ) -> Programs:
     vector = ParameterVector.of(flat.layout, flat.free)
     if (vector, mode) not in cache:
-        make_refit = functools.partial(refit_program, evaluate, squares, vector, flat.layout, mode)
-        cache[vector, mode] = Programs(
-            vector,
-            program(vector, flat.layout, mode),
-            push_program(vector),
-            functools.cache(make_refit),
-        )
+        with vector.precision():
+            cache[vector, mode] = make(vector)
     return cache[vector, mode]
+
+
+def _programs(
+    vector: ParameterVector,
+    flat: Flat,
+    information: Callable[..., Any],
+    refit: Callable[..., Any],
+    mode: str,
+    notes: Sequence[str] = (),
+) -> Programs:
+    make_refit = functools.cache(functools.partial(refit, vector, flat.layout, mode))
+    push = push_program(vector)
+    return Programs(vector, information, push, make_refit, Propagation(vector), list(notes))
 
 
 def _likelihood(
@@ -176,6 +207,7 @@ def _likelihood(
             push = lambda rows: np.asarray(programs.push(flat.free, jnp.asarray(rows.T)), float).T
             inverse = inverse._replace(factor=push(inverse.factor), flat=push(inverse.flat))
     unit = unit_of(information, inverse.factor.shape[1])
+    fall = float(steepness @ steepness) * (1.0 if information.is_root else 0.5)
     return Likelihood(
         flat=flat,
         vector=vector,
@@ -184,10 +216,12 @@ def _likelihood(
         values=values,
         on_bound=at_bound,
         newton_step=-inverse.factor @ steepness,
+        edm=fall / unit if 0 < unit < np.inf else 0.0,
         unit=unit,
         error_scale=error_scale(unit),
         absolute=absolute,
         refit_program=programs.refit,
+        propagation=programs.propagation,
     )
 
 
@@ -206,6 +240,12 @@ def _uncertainty(
     vector, values = likelihood.vector, likelihood.values
     undetermined, at_bound = likelihood.undetermined, likelihood.on_bound
     names = vector.labels
+    steps, tolerance = likelihood.newton_step, likelihood.tolerance
+    distance = messages.not_at_minimum(
+        names, values, steps, likelihood.errors, likelihood.edm, tolerance
+    )
+    for sentence in distance:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
     return Uncertainty(
         **standard_errors(vector, likelihood.errors),
         names=names,
@@ -221,9 +261,7 @@ def _uncertainty(
         messages=(
             *sentences,
             *messages.without_error(names, undetermined, at_bound),
-            *messages.not_at_minimum(
-                names, values, likelihood.newton_step, likelihood.errors, likelihood.tolerance
-            ),
+            *distance,
         ),
         condition_number=likelihood.inverse.condition,
         loss=likelihood.loss,

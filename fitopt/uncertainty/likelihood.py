@@ -11,10 +11,12 @@ from jaxtyping import Bool, Float
 from ..state import Flat, ParameterVector
 from . import covariance
 from .covariance import Inverse
+from .propagation import Propagation
 from .refit import Refit
 
 _CLOSE = 1e-3  # of an error: whatever is that close to a bound is on it
 _NEAR = 0.05  # of an error: on it as well, if the loss still falls towards the bound and beyond
+_INWARD = 0.1  # of an error: not on it, if the loss falls that far away from it
 _MARGIN = 0.3  # of an error: how far from their bounds elements are when fits start again
 
 
@@ -89,7 +91,8 @@ def on_bound(
     errors = np.where(unknown, 1e-3 * vector.span, conditional.errors)
     steps = np.where(unknown, 0.0, conditional.newton_steps)
     below, above = values - vector.lower, vector.upper - values
-    close = np.minimum(below, above) <= _CLOSE * errors
+    inward = np.where(below < above, steps, -steps)
+    close = (np.minimum(below, above) <= _CLOSE * errors) & (inward <= _INWARD * errors)
     beyond_lower = (below <= _NEAR * errors) & (below <= -steps)
     beyond_upper = (above <= _NEAR * errors) & (above <= steps)
     return (vector.displacement_of >= 0) & (close | beyond_lower | beyond_upper)
@@ -106,10 +109,12 @@ class Likelihood:
     values: Float[np.ndarray, " elements"]
     on_bound: Bool[np.ndarray, " elements"]  # which elements lie on a bound
     newton_step: Float[np.ndarray, " elements"]  # from here to where the loss is least
+    edm: float  # the estimated distance to the minimum: how much less the loss is there, in units
     unit: float  # the rise of the loss that is one standard error
     error_scale: float  # the standard error where the diagonal of the inverse is one
     absolute: bool  # whether the unit is known, and not taken from the scatter of the residuals
     refit_program: Callable[[], Callable[..., Refit]]  # compiled when it is needed
+    propagation: Propagation
 
     @property
     def loss(self) -> float:

@@ -1,5 +1,7 @@
 """Errors of some of thousands of parameters: by conjugate gradients, without a Hessian."""
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,9 +11,10 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float, Int
 
+from ..engine.validation import depth_in_package
 from ..state import Layout, ParameterVector
 from . import covariance, messages
-from .curvature import linearized
+from .curvature import Modes, first_differentiable, hessian_modes, linearized
 from .estimation import flat_of, standard_errors
 from .likelihood import conditional, on_bound
 from .result import Uncertainty
@@ -29,7 +32,7 @@ def of_some(
     evaluate: Callable[[Any], tuple[Any, Any]],
     errordef: float,
     state: Any,
-    mode: str,
+    mode: str | None,
     parameters: Sequence[str],
 ) -> Uncertainty:
     """The `Uncertainty` of some elements of a fit of a scalar loss; `cache` keeps what is compiled."""
@@ -40,10 +43,14 @@ def of_some(
     names = tuple(dict.fromkeys(vector.select(parameters)))
     rows = np.array([vector.labels.index(name) for name in names])
     key = "some", vector, mode
-    if key not in cache:
-        cache[key] = [make(evaluate, vector, flat.layout, mode) for make in (_curvature, _solution)]
-    curvature, solve = cache[key]
     with vector.precision():
+        if key not in cache:
+            # Conjugate gradients need exact products: differences of gradients will not do.
+            make = functools.partial(_curvature, evaluate, vector, flat.layout)
+            modes, first = hessian_modes(mode, differences=False), np.zeros(1, int)
+            works, curvature = first_differentiable(modes, make, flat.free, flat.fixed, first)
+            cache[key] = curvature, _solution(evaluate, vector, flat.layout, works)
+        curvature, solve = cache[key]
         everything = np.asarray(vector.elements(flat.free), float)
         curvature_of = lambda displacements: curvature(flat.free, flat.fixed, displacements)
         all_at_bound = _on_bound(vector, everything, errordef, curvature_of)
@@ -67,6 +74,10 @@ def of_some(
     rough = known & (solution.residual > _ROUGH * _tolerance(vector.dtype))
     sentence = "not determined: conjugate gradients found no curvature that would hold it"
     bounds = vector.lower[rows], vector.upper[rows]
+    steps, edm = solution.newton_step, float(solution.fall) / errordef
+    distance = messages.not_at_minimum(names, values, steps, errors, edm, tolerance)
+    for sentence in distance:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
     return Uncertainty(
         **facts,
         names=names,
@@ -82,7 +93,7 @@ def of_some(
         messages=(
             *messages.without_error(names, undetermined, at_bound),
             *messages.rough(names, rough, undetermined, vector.dtype == np.float32),
-            *messages.not_at_minimum(names, values, solution.newton_step, errors, tolerance),
+            *distance,
         ),
         condition_number=np.nan,
         loss=float(solution.loss),
@@ -119,22 +130,27 @@ class Solution(NamedTuple):
     inverse: Float[Array, "rows rows"]
     residual: Float[Array, " rows"]  # of the equations, relative to their right sides
     newton_step: Float[Array, " rows"]
+    fall: Float[Array, ""]  # of the loss, from here to its minimum
     loss: Float[Array, ""]
 
 
-def _curvature(loss: Callable, vector: ParameterVector, layout: Layout, mode: str) -> Callable[..., Any]:
+def _curvature(
+    loss: Callable, vector: ParameterVector, layout: Layout, modes: Modes
+) -> Callable[..., Any]:
     """Compile what gives curvature, units and gradient along some displacements."""
 
     @jax.jit
     def program(free: Sequence[Array], fixed: Sequence[Any], which: Int[Array, " near"]) -> Any:
-        units, _, gradient, product = linearized(loss, vector, layout, mode, free, fixed)
+        units, _, gradient, product = linearized(loss, vector, layout, modes, free, fixed)
         own = lambda i: product(jax.nn.one_hot(i, gradient.size, dtype=gradient.dtype))[i]
         return jax.lax.map(own, which, batch_size=_AT_ONCE), units[which], gradient[which]
 
     return program
 
 
-def _solution(loss: Callable, vector: ParameterVector, layout: Layout, mode: str) -> Callable[..., Any]:
+def _solution(
+    loss: Callable, vector: ParameterVector, layout: Layout, modes: Modes
+) -> Callable[..., Any]:
     """Compile what solves for the rows of the inverse Hessian that belong to some elements."""
 
     @jax.jit
@@ -144,7 +160,7 @@ def _solution(loss: Callable, vector: ParameterVector, layout: Layout, mode: str
         rows: Int[Array, " rows"],
         stays: Bool[Array, " displacements"],
     ) -> Solution:
-        units, value, gradient, product = linearized(loss, vector, layout, mode, free, fixed)
+        units, value, gradient, product = linearized(loss, vector, layout, modes, free, fixed)
         kept = lambda v: jnp.where(stays, 0, v)
         system = lambda v: jnp.where(stays, v, product(kept(v)))
         scale = jnp.sqrt(_diagonal(system, gradient))
@@ -172,7 +188,8 @@ def _solution(loss: Callable, vector: ParameterVector, layout: Layout, mode: str
 
         inverse, residual = jax.lax.map(row, rows, batch_size=_AT_ONCE)
         newton_step, _ = solve(-gradient)
-        return Solution(inverse, residual, push(newton_step)[rows], value)
+        fall = -gradient @ newton_step / 2
+        return Solution(inverse, residual, push(newton_step)[rows], fall, value)
 
     return program
 

@@ -8,7 +8,13 @@ from jaxtyping import Bool, Float
 from .covariance import Inverse
 
 _MOST = 20  # rows of a table
-_MOVED = 0.1  # of an error: how far from the minimum a fit may end without a message
+_EDM = 0.01  # a fit may end at this distance from the minimum: a tenth of a standard error
+
+SADDLE = "not a minimum: the Hessian has negative eigenvalues"
+DIFFERENCES = (
+    "the Hessian is of differences of gradients, as the loss cannot be differentiated twice: "
+    "errors have three or four digits"
+)
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
@@ -54,17 +60,19 @@ def not_at_minimum(
     values: Float[np.ndarray, " n"],
     step: Float[np.ndarray, " n"],
     errors: Float[np.ndarray, " n"],
+    edm: float,
     rounding: float,
 ) -> list[str]:
     """That a fit has ended too early, if it is so; `step` leads to the minimum."""
     known = np.isfinite(errors) & (errors > 0) & (np.abs(step) > rounding * np.abs(values))
+    if not (edm > _EDM and known.any()):
+        return []
     steps = np.abs(step) / np.where(known, errors, np.inf)
     worst = int(np.argmax(steps))
-    if steps[worst] <= _MOVED:
-        return []
     return [
         f"the fit has not come to the minimum: {names[worst]} would still change by "
-        f"{steps[worst]:.2g} of its standard error; fit on from here"
+        f"{steps[worst]:.2g} of its standard error, and the loss fall by {edm:.2g} of its rise at one "
+        "standard error (the estimated distance to the minimum, EDM); fit on from here"
     ]
 
 

@@ -1,11 +1,11 @@
-"""Profile likelihood: how the least loss rises while one or two elements are held away from the best."""
+"""Profile likelihood: how the least loss rises while one element is held away from the best."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from .conditional_fits import ConditionalFits
 from .likelihood import Likelihood
@@ -13,7 +13,7 @@ from .refit import Refit
 
 _FAR = 1e6  # of the first step: there the search for the end of an interval gives up
 _BEYOND = 1.25  # of the interval: how far the curve goes
-_NO_SCATTER = "there is no scatter of the residuals to tell how far the loss may rise"
+NO_SCATTER = "there is no scatter of the residuals to tell how far the loss may rise"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,29 +77,6 @@ class Profile(Interval):
     unit: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contour:
-    """The border of a joint confidence region of two elements.
-
-    - `names`: of the two
-    - `level`: of confidence that both lie inside
-    - `points`: of the border, in order; shape `(points, 2)`; the last is the first once more
-    - `at_bound`: which of the points lie on a bound, where the region ends before the loss has risen far
-        enough; shape `(points,)`
-    - `threshold`: by how much the loss has risen at the others
-    - `messages`: sentences on what went wrong, a tuple
-    - `values`: the fitted values of the two, shape `(2,)`
-    """
-
-    names: tuple[str, str]
-    level: float
-    points: Float[np.ndarray, "points 2"]
-    at_bound: Bool[np.ndarray, " points"]
-    threshold: float
-    messages: tuple[str, ...]
-    values: Float[np.ndarray, "2"]
-
-
 def interval(likelihood: Likelihood, minimum: Refit, row: int, level: float) -> Interval:
     """The confidence interval of an element; `minimum` is the least loss with none held."""
     if 0 < likelihood.unit < np.inf:
@@ -107,7 +84,7 @@ def interval(likelihood: Likelihood, minimum: Refit, row: int, level: float) -> 
     value, name = float(likelihood.values[row]), likelihood.vector.labels[row]
     if likelihood.unit == 0:
         return Interval(name, level, value, value, value, (False, False), ("the residuals are zero",))
-    return Interval(name, level, value, -np.inf, np.inf, (False, False), (_NO_SCATTER,))
+    return Interval(name, level, value, -np.inf, np.inf, (False, False), (NO_SCATTER,))
 
 
 def _interval(
@@ -120,9 +97,12 @@ def _interval(
     for sign, bound in ((-1, vector.lower[row]), (1, vector.upper[row])):
         height = lambda distance, sign=sign: fits.height(np.array([value + sign * distance]))
         limit = abs(bound - value)
-        distance, is_bound = _crossing(height, first, quantile, limit, _precision(likelihood))
+        distance, is_bound = crossing(height, first, quantile, limit, precision(likelihood))
         ends.append(float(bound) if is_bound else value + sign * distance)
         at_bound.append(is_bound)
+    if not ends[0] <= likelihood.values[row] <= ends[1]:
+        where = f"the interval of {vector.labels[row]}, {ends[0]:.6g} to {ends[1]:.6g},"
+        raise ValueError(not_inside(where, likelihood.values[row], likelihood, minimum))
     return Interval(
         name=vector.labels[row],
         level=level,
@@ -136,7 +116,7 @@ def _interval(
 
 def profile(likelihood: Likelihood, minimum: Refit, row: int, level: float, points: int) -> Profile:
     """The curve of the least loss over an element, a little beyond its confidence interval."""
-    _check_unit(likelihood)
+    check_unit(likelihood)
     vector, fits = likelihood.vector, ConditionalFits(likelihood, [row], minimum)
     found = _interval(likelihood, minimum, row, level, fits)
     value = float(minimum.values[row])
@@ -164,60 +144,26 @@ def profile(likelihood: Likelihood, minimum: Refit, row: int, level: float, poin
     )
 
 
-def contour(
-    likelihood: Likelihood, minimum: Refit, rows: tuple[int, int], level: float, points: int
-) -> Contour:
-    """The border of the joint confidence region of two elements, along rays from the best."""
-    _check_unit(likelihood)
-    vector, pair = likelihood.vector, list(rows)
-    fits = ConditionalFits(likelihood, rows, minimum)
-    centre, quantile = minimum.values[pair], likelihood.quantile(level, 2) ** 0.5
-    axes = likelihood.covariance[np.ix_(pair, pair)]
-    if np.isfinite(axes).all():
-        axes = np.linalg.cholesky(axes)
-    else:
-        axes = np.diag([likelihood.size(row) for row in rows])
-    border, at_bound = [], []
-    for angle in np.linspace(0, 2 * np.pi, points, endpoint=False):
-        ray = axes @ [np.cos(angle), np.sin(angle)]
-        bounds = np.where(ray > 0, vector.upper[pair], vector.lower[pair])
-        limits = np.abs(bounds - centre) / np.maximum(np.abs(ray), np.finfo(float).tiny)
-        nearest = int(np.argmin(limits))
-        height = lambda distance, ray=ray: fits.height(centre + distance * ray)
-        distance, is_bound = _crossing(
-            height, quantile, quantile, limits[nearest], _precision(likelihood)
-        )
-        point = centre + distance * ray if np.isfinite(distance) else np.full(2, np.nan)
-        if is_bound:
-            point[nearest] = bounds[nearest]
-        border.append(point)
-        at_bound.append(is_bound)
-    names = vector.labels[rows[0]], vector.labels[rows[1]]
-    messages = fits.messages(f"the contour of {names[0]} and {names[1]}")
-    if np.isnan(border).any():
-        messages += ("the region has no end in some directions; points there are NaN",)
-    return Contour(
-        names=names,
-        level=level,
-        points=np.array([*border, border[0]]),
-        at_bound=np.array([*at_bound, at_bound[0]]),
-        threshold=likelihood.unit * likelihood.quantile(level, 2),
-        messages=messages,
-        values=likelihood.values[pair],
+def not_inside(where: str, values: Any, likelihood: Likelihood, minimum: Refit) -> str:
+    """Why a region that leaves out the state is none to report."""
+    return (
+        f"{where} does not contain the fitted {np.array2string(np.asarray(values), precision=6)}: it is "
+        f"around a minimum whose loss is {likelihood.loss - minimum.loss:.3g} less; fit on first"
     )
 
 
-def _check_unit(likelihood: Likelihood) -> None:
+def check_unit(likelihood: Likelihood) -> None:
+    """Raise unless it is known how far the loss may rise."""
     if not 0 < likelihood.unit < np.inf:
-        raise ValueError(_NO_SCATTER)
+        raise ValueError(NO_SCATTER)
 
 
-def _precision(likelihood: Likelihood) -> float:
+def precision(likelihood: Likelihood) -> float:
     """To what part of its length an interval is found."""
     return float(np.finfo(likelihood.vector.dtype).eps) ** (1 / 3)
 
 
-def _crossing(
+def crossing(
     height: Callable[[float], float], first: float, wanted: float, limit: float, precision: float
 ) -> tuple[float, bool]:
     """At which distance a height, zero at zero, is reached; or `limit`, and whether it is that."""

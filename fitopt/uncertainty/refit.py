@@ -28,7 +28,7 @@ def refit_program(
     squares: bool,
     vector: ParameterVector,
     layout: Layout,
-    mode: str | None,
+    mode: str,
 ) -> Callable[..., Refit]:
     """Compile a fit that starts at the elements `start`, with steps in units of the columns of `axes`.
 
@@ -62,14 +62,11 @@ def refit_program(
         begin = jnp.zeros(axes.shape[1], axes.dtype)
         precision = float(jnp.finfo(start.dtype).eps)
         if squares:
-            forward = mode == "fwd"
-            if mode is None:
-                forward = begin.size <= jax.eval_shape(output, begin).size
             solution = optx.least_squares(
                 lambda steps, _: output(steps) / jnp.sqrt(unit),
                 LevenbergMarquardt(rtol=precision**0.5),
                 begin,
-                options={"jac": "fwd" if forward else "bwd"},
+                options={"jac": "fwd" if mode == "fwd" else "bwd"},
                 max_steps=_MOST_STEPS,
                 throw=False,
             )

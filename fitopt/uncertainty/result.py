@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..parameter.complex_numbers import joined, to_real
+from ..methods.derivatives import MODES
+from ..parameter.complex_numbers import joined
 from ..state import ParameterVector, flatten
 from . import conditional_fits, covariance, messages
 from . import profile as profiles
+from .contour import Contour, contour
 from .likelihood import Likelihood
 from .refit import Refit
 
@@ -71,7 +72,9 @@ class Uncertainty:
     state: PyTree
     _likelihood: Likelihood | None
 
-    def propagate(self, fn: Callable[[Any], PyTree], state: PyTree = None) -> tuple[PyTree, PyTree]:
+    def propagate(
+        self, fn: Callable[[Any], PyTree], state: PyTree = None, *, mode: str | None = None
+    ) -> tuple[PyTree, PyTree]:
         """Value and standard error of any function of the state, to first order.
 
         **Arguments:**
@@ -80,6 +83,10 @@ class Uncertainty:
             loss does. It returns an array or a pytree of arrays: a prediction, a derived quantity.
         - `state`: where to evaluate it, by default `self.state`. It must have the same free
             Parameters; all else may differ, such as the times at which to predict.
+        - `mode`: `"fwd"` or `"rev"`: how `fn` is differentiated; by default in forward mode, or in
+            reverse mode where that does not work, as with a `jax.custom_vjp`.
+
+        The same function is compiled once, so do not define it anew for each call.
 
         **Returns:** two pytrees of NumPy arrays in the structure of what `fn` returns. An error is
         infinite where undetermined elements matter; a product or a sum of such may well be determined.
@@ -97,6 +104,8 @@ class Uncertainty:
         >>> print(error.round(3))
         [0.106 0.069 0.069 0.106]
         """
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         flat = flatten(self.state if state is None else state)
         likelihood = self._complete()
         vector, inverse = likelihood.vector, likelihood.inverse
@@ -107,21 +116,9 @@ class Uncertainty:
                 f"it has {messages.listed(given.labels)}"
             )
 
-        @jax.jit
-        def push(free: list, fixed: list, directions: Any) -> tuple[PyTree, PyTree]:
-            def function(changes: Any) -> tuple[PyTree, PyTree]:
-                values = vector.with_elements(free, vector.elements(free) + changes)
-                output = jax.tree.map(jnp.asarray, fn(flat.layout.plain(values, fixed)))
-                return to_real(output), output
-
-            zero = jnp.zeros(len(vector.labels), vector.dtype)
-            _, product, output = jax.linearize(function, zero, has_aux=True)
-            return output, jax.vmap(product)(directions)
-
         directions = np.concatenate([inverse.factor, inverse.flat], axis=1).T
         with vector.precision():
-            results = push(flat.free, flat.fixed, jnp.asarray(directions, vector.dtype))
-        output, changes = jax.device_get(results)
+            output, changes = likelihood.propagation(fn, flat, directions, mode)
         determined = inverse.factor.shape[1]
 
         def error(changes: np.ndarray, like: np.ndarray) -> np.ndarray:
@@ -171,8 +168,9 @@ class Uncertainty:
 
         A `RuntimeWarning` tells when a better minimum is found on the way.
 
-        **Raises:** `KeyError` if there is no such element, `ValueError` if it cannot be held by itself,
-        as for `profile`; name the others in `parameters`.
+        **Raises:** `KeyError` if there is no such element, `ValueError` if an interval does not contain
+        its fitted value, as the state is not at the minimum; or if one cannot be held by itself, as for
+        `profile`; name the others in `parameters`.
 
         >>> import jax.numpy as jnp
         >>> from fitopt import LeastSquares, Parameter
@@ -190,7 +188,7 @@ class Uncertainty:
         intervals = [profiles.interval(likelihood, self._minimum, row, level) for row in rows]
         return dict(zip(names, intervals, strict=True))
 
-    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> profiles.Contour:
+    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> Contour:
         """The border of the region in which two elements lie together.
 
         There the loss has risen as `confidence_intervals` says, with the quantile for two elements.
@@ -208,7 +206,7 @@ class Uncertainty:
         if a == b:
             raise ValueError(f"a contour needs two different elements, got {a!r} twice")
         rows, level = (self._row(a), self._row(b)), _checked(level)
-        return profiles.contour(self._complete(), self._minimum, rows, level, points)
+        return contour(self._complete(), self._minimum, rows, level, points)
 
     def _complete(self) -> Likelihood:
         if self._likelihood is None:
