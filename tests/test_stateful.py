@@ -827,3 +827,47 @@ def test_what_cannot_be_optimised_is_an_error():
         Optimizer(optax.adam(0.1)).init({"n": 3, "k": fitopt.Parameter("k", 1.0, free=False)})
     with pytest.raises(TypeError, match="call it: adam"):
         Optimizer(optax.adam)
+
+
+def test_python_numbers_in_a_module_stay_what_they_are():
+    dropout = eqx.nn.Sequential([eqx.nn.Linear(2, 1, key=jax.random.key(0)), eqx.nn.Dropout(0.5)])
+
+    def error(network):
+        return jnp.sum(network.layers[0](jnp.ones(2)) ** 2) + network.layers[1].p
+
+    optimizer = Optimizer(optax.sgd(0.1)).init(dropout)
+    eager = optimizer.update(eqx.filter_grad(error)(dropout), dropout)
+    assert eager.layers[1].p == 0.5 and type(eager.layers[1].p) is float
+
+    @eqx.filter_jit
+    def step(network, optimizer):
+        network = optimizer.update(eqx.filter_grad(error)(network), network)
+        return network, optimizer
+
+    network, optimizer = step(dropout, Optimizer(optax.sgd(0.1)).init(dropout))
+    assert type(network.layers[1].p) is float
+    identical(network.layers[0].weight, eager.layers[0].weight)
+    assert not np.array_equal(network.layers[0].weight, dropout.layers[0].weight)
+
+
+def test_python_numbers_that_went_through_jit_are_not_moved():
+    params = {"w": jnp.ones(2), "rate": 0.5}
+    optimizer = Optimizer(optax.sgd(0.1)).init(params)
+
+    @jax.jit
+    def step(params, optimizer):
+        grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2) * p["rate"])(params)
+        return optimizer.update(grads, params), optimizer
+
+    for _ in range(2):
+        params, optimizer = step(params, optimizer)
+    assert params["rate"] == 0.5 and optimizer.n_steps == 2
+    np.testing.assert_allclose(params["w"], 0.81, rtol=1e-6)
+    with pytest.raises(ValueError, match="nothing to optimise.*use jnp.asarray"):
+        Optimizer(optax.sgd(0.1)).init({"w": 1.0})
+
+
+def test_what_is_no_state_dict_is_a_type_error():
+    optimizer = Optimizer(optax.sgd(0.1)).init(PARAMS)
+    with pytest.raises(TypeError, match="state must be what state_dict gave, got None"):
+        optimizer.load_state_dict(None)

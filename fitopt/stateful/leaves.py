@@ -101,7 +101,12 @@ def leaf_of(path: Path, x: Any) -> Leaf | None:
 
 
 def is_moved(x: Any) -> bool:
-    """Whether it is an array of floats or complex numbers, or a free Parameter."""
+    """Whether it is an array of floats or complex numbers, or a free Parameter.
+
+    Python numbers are settings, such as the rate of a dropout layer.
+    """
+    if isinstance(x, float | complex) and not isinstance(x, np.generic):
+        return False
     if is_parameter(x) and not x.free:
         return False
     x = _plain(x)

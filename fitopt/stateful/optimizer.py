@@ -45,8 +45,9 @@ class Optimizer:
     it in place; inside a transformed function that is a copy, so **return the optimizer** from there.
 
     Parameters may be any pytree. Arrays of floats or complex numbers and free `fitopt.Parameter`s are
-    moved; fixed ones, integers, strings and None stay what they are. The optimizer moves a Parameter's
-    unconstrained value, so that bounds are kept; entries that a mask fixes stay the same to the bit.
+    moved; fixed ones, integers, Python numbers, strings and None stay what they are. The optimizer moves
+    a Parameter's unconstrained value, so that bounds are kept; entries that a mask fixes stay the same
+    to the bit.
 
     **Arguments:**
 
@@ -257,7 +258,8 @@ class Optimizer:
 
         **Returns:** this optimizer, which is changed in place.
 
-        **Raises:** `ValueError` that names what differs, if it is that of another optimizer.
+        **Raises:** `TypeError` for what is no mapping; `ValueError` that names what differs, if the state
+        is that of another optimizer.
         """
         self._state = from_dict(self._plan, self._initialised(), state)
         return self

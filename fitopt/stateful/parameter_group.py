@@ -32,6 +32,7 @@ class ParameterGroup:
     treedef: Any
     paths: tuple[Path, ...]
     leaves: tuple[Leaf | None, ...]  # None for what stays as it is
+    numbers: frozenset[Path] = frozenset()  # Python's, which come as arrays where they went through jit
     as_real: bool = False  # whether complex leaves are shown as real ones
 
     @functools.cached_property
@@ -51,9 +52,13 @@ class ParameterGroup:
         """The group of these parameters, before its first step."""
         flat, treedef = jax.tree.flatten_with_path(params, is_leaf=is_parameter)
         leaves = tuple(leaf_of(path, x) for path, x in flat)
-        group = cls(transformation, treedef, tuple(path for path, _ in flat), leaves)
+        numbers = frozenset(path for path, x in flat if type(x) in (float, complex))
+        group = cls(transformation, treedef, tuple(path for path, _ in flat), leaves, numbers)
         if not group.moved:
-            raise ValueError("params hold nothing to optimise: no array of floats, no free Parameter")
+            hint = "; Python numbers stay as they are: use jnp.asarray" if numbers else ""
+            raise ValueError(
+                f"params hold nothing to optimise: no array of floats, no free Parameter{hint}"
+            )
         values = [leaf.check_value(x) for leaf, (_, x) in zip(leaves, flat, strict=True) if leaf]
         positions = [leaf.position(x) for leaf, x in zip(group.moved, values, strict=True)]
         tree = group.tree(map(jnp.copy, positions))
@@ -143,6 +148,7 @@ class Plan:
         self.moved = tuple(leaf for group in groups for leaf in group.moved)
         self.paths = tuple(leaf.path for leaf in self.moved)
         self.known = frozenset(path for group in groups for path in group.paths)
+        self.numbers = frozenset(path for group in groups for path in group.numbers)
 
     @classmethod
     def of(cls, *content: Any) -> "Plan":
@@ -168,9 +174,9 @@ class Plan:
 
     def check_params(self, params: PyTree) -> list[Array]:
         """The arrays of all values to move."""
-        given, moved = leaves_by_path(params), set(self.paths)
+        given, expected = leaves_by_path(params), self.numbers.union(self.paths)
         for path, x in given.items():
-            if path not in moved and is_moved(x):
+            if path not in expected and is_moved(x):
                 raise ValueError(f"params: {name(path)} was not there, or fixed, at init; see add_group")
         for leaf in self.moved:
             if leaf.path not in given:

@@ -26,6 +26,8 @@ def as_dict(plan: Plan, state: State, n_steps: Array) -> dict[str, Any]:
 
 def from_dict(plan: Plan, state: State, saved: Mapping[str, Any]) -> State:
     """The state that was saved, in the place of `state`; `ValueError` if it is that of another plan."""
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"state must be what state_dict gave, got {saved!r}")
     named = {"/".join(path): leaf for path, leaf in _named(plan, state).items()}
     given = _joined(saved)
     if plan.unpack(state)[0] is None:  # optax counts, too
