@@ -258,8 +258,8 @@ class Optimizer:
 
         **Returns:** this optimizer, which is changed in place.
 
-        **Raises:** `TypeError` for what is no mapping; `ValueError` that names what differs, if the state
-        is that of another optimizer.
+        **Raises:** `TypeError` for what is no mapping; `ValueError` that names what differs, if the
+        state is that of another optimizer.
         """
         self._state = from_dict(self._plan, self._initialised(), state)
         return self
