@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fitopt.callback import Fit, HostCallback
+from fitopt.engine.resume import contents_of
+from fitopt.optimizers.arguments import path, real, whole
 from fitopt.storage import checkpoint
 
 
@@ -19,9 +21,10 @@ class Checkpoint(HostCallback):
     """Keep checkpoints in a directory, from which `run(..., resume_from=directory)` goes on.
 
     A fit that is resumed with the same callbacks takes the same steps, to the last bit, as if it had not
-    been interrupted (with others XLA may round in another order). A checkpoint holds coordinates, the
-    optimizer's state, that of callbacks, and the history so far. A thread writes it while the fit goes
-    on, and of the history only what is new: checkpoints share the files of series, in `history/`.
+    been interrupted (with others XLA may round in another order). A checkpoint holds the unconstrained
+    values, the optimizer's state, that of callbacks, and the history so far. A thread writes it while
+    the fit goes on, and of the history only what is new: checkpoints share the files of series, in
+    `history/`.
 
     A last one is written when the fit ends: at its last step, at Ctrl-C, when a callback raises, and at
     SIGTERM, by which batch queues announce the end and which ends the fit as Ctrl-C does (a second one
@@ -36,7 +39,7 @@ class Checkpoint(HostCallback):
     - `keep`: how many of the last checkpoints are kept.
 
     **Raises:** `FileExistsError` when a fit starts anew in a directory with the checkpoints of another;
-    `ImportError` without orbax; `ValueError` for arguments out of range.
+    `ImportError` without orbax; `TypeError` and `ValueError` for arguments that cannot be meant.
 
     >>> import tempfile, optax
     >>> from fitopt import OptaxOptimizer, Parameter
@@ -58,18 +61,10 @@ class Checkpoint(HostCallback):
         seconds: float = 60.0,
         keep: int = 3,
     ):
-        if not isinstance(directory, str | os.PathLike):
-            raise TypeError(f"Checkpoint: directory must be a path, got {directory!r}")
-        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"Checkpoint: every must be a positive integer or None, got {every!r}")
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise ValueError(f"Checkpoint: keep must be a positive integer, got {keep!r}")
-        if not seconds >= 0:
-            raise ValueError(f"Checkpoint: seconds must be at least 0, got {seconds!r}")
-        self.directory = Path(directory)
-        self.every = every
-        self.seconds = seconds
-        self.keep = keep
+        self.directory = path("Checkpoint: directory", directory)
+        self.every = None if every is None else whole("Checkpoint: every", every)
+        self.seconds = real("Checkpoint: seconds", seconds)
+        self.keep = whole("Checkpoint: keep", keep)
         self._mine = False  # whether this object has written what lies in the directory
 
     @contextlib.contextmanager
@@ -124,18 +119,18 @@ class _Writer:
         if point.carry is None or point.steps <= self.last:
             return
         with self.faults_told():
-            contents = checkpoint.collect(point, self.fit.history)
-            self.pending = self.thread.submit(self.write_now, contents)
+            frozen = checkpoint.freeze(contents_of(point, self.fit.history))
+            self.pending = self.thread.submit(self.write_now, frozen)
 
-    def write_now(self, contents: checkpoint.Contents) -> None:
+    def write_now(self, frozen: checkpoint.Frozen) -> None:
         if self.manager is None:
             self.directory.mkdir(parents=True, exist_ok=True)
             self.manager = checkpoint.open_manager(self.directory, self.keep)
             self.series = checkpoint.open_series(self.directory)
         if not self.directory.is_dir():
             raise FileNotFoundError(f"{self.directory} is gone")
-        checkpoint.write(self.manager, self.series, contents)
-        self.last = contents.point.steps
+        checkpoint.write(self.manager, self.series, frozen)
+        self.last = frozen.contents.step
 
     def wait(self) -> None:
         pending, self.pending = self.pending, None
@@ -170,7 +165,7 @@ class _Writer:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm(fit: Fit) -> Iterator[None]:
-    """Take SIGTERM as a wish to end the fit; only in the main thread, and over the default alone."""
+    """Let SIGTERM request the fit's end; only in the main thread, and where nobody else handles it."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield

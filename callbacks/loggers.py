@@ -14,12 +14,10 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from fitopt.callback import Fit, HostCallback
-from fitopt.history import History
+from fitopt.history import Column, History, columns
+from fitopt.optimizers import arguments
 from fitopt.state import combine
 from fitopt.storage.atomic_files import replacing
-from fitopt.table import Column, columns
-
-from ._checks import check_every
 
 _CHUNK = 100_000  # rows in memory at once
 
@@ -87,16 +85,13 @@ def due_rows(start: int, until: int, every: int, ended: bool) -> Steps:
 
 
 class Logger(HostCallback):
-    """A host callback that writes the series of a fit's history somewhere.
-
-    It visits whenever the loop comes back to Python anyhow.
-    """
+    """A host callback that writes the series of a fit's history somewhere, after every chunk."""
 
     every = None
     uses = ()
 
     def __init__(self, every: int):
-        self.interval = check_every(type(self).__name__, every)
+        self.interval = arguments.whole(f"{type(self).__name__}: every", every)
 
     def log(self, fit: Fit) -> contextlib.AbstractContextManager[Log]:
         """Open what a fit writes to."""
@@ -158,8 +153,8 @@ class CSVLogger(Logger):
     - `path`: of the file. Directories are made.
     - `every`: write steps 0, `every`, 2 `every`, ...; a row takes some microseconds.
 
-    **Raises:** `OSError` when a fit starts, if the file cannot be written; `ValueError` if another fit
-    is writing it.
+    **Raises:** `TypeError` and `ValueError` for arguments that cannot be meant; when a fit starts,
+    `OSError` if the file cannot be written, and `ValueError` if another fit is writing it.
 
     >>> import tempfile, optax
     >>> from pathlib import Path
@@ -178,7 +173,7 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1):
         super().__init__(every)
-        self.path = Path(path)
+        self.path = arguments.path("CSVLogger: path", path)
 
     @contextlib.contextmanager
     def log(self, fit: Fit) -> Iterator[Log]:

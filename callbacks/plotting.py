@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from fitopt.callback import Fit, HostCallback
 from fitopt.history import History
+from fitopt.optimizers import arguments
 from fitopt.plotting.histories import find_panels, plot_history
 from fitopt.plotting.style import GREY, grid
 from fitopt.storage.atomic_files import replacing
-
-from ._checks import check_every
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,7 +45,7 @@ class LivePlot(HostCallback):
     - `names`: which parameters are drawn: patterns as in `fitopt.plot_parameters`; by default all, or
         the first twelve.
 
-    **Raises:** `ValueError` for an `every` or a `path` that cannot be meant, and `ImportError` without
+    **Raises:** `TypeError` and `ValueError` for arguments that cannot be meant; `ImportError` without
     matplotlib. When a fit starts: `RuntimeError` if there is no `path` and pictures cannot be shown,
     because this is no notebook, and matplotlib's backend opens no windows, or not in this thread. Once
     there was a picture, one that cannot be drawn or written does not end the fit: there is one
@@ -74,7 +73,7 @@ class LivePlot(HostCallback):
             import matplotlib  # noqa: F401
         except ImportError as error:
             raise ImportError('LivePlot needs matplotlib: pip install "fitopt[plot]"') from error
-        self.interval = check_every("LivePlot", every)
+        self.interval = arguments.whole("LivePlot: every", every)
         self.path = None if path is None else _file_name(path)
         self.every = None if path is None else every
         self.names = names
@@ -163,12 +162,14 @@ def _screen() -> _Screen:
     backend = matplotlib.get_backend()
     canvas = backend_registry.load_backend_module(backend).FigureCanvas
     if not canvas.required_interactive_framework:
-        why = f"this is no notebook, and matplotlib's backend {backend!r} opens no windows"
+        hindrance = f"this is no notebook, and matplotlib's backend {backend!r} opens no windows"
     elif threading.current_thread() is not threading.main_thread():
-        why = "windows open in the main thread alone"
+        hindrance = "windows open in the main thread alone"
     else:
         return _Window()
-    raise RuntimeError(f'LivePlot cannot show a picture: {why}; give it a path, as in path="frames"')
+    raise RuntimeError(
+        f'LivePlot cannot show a picture: {hindrance}; give it a path, as in path="frames"'
+    )
 
 
 class _Notebook(_Screen):
@@ -233,7 +234,7 @@ def _file_name(path: str | os.PathLike) -> str:
     """The name of a file, with a place for the step, that a path stands for."""
     from matplotlib.backend_bases import FigureCanvasBase
 
-    name = os.fspath(path)
+    name = str(arguments.path("LivePlot: path", path))
     is_picture = Path(name).suffix[1:].lower() in FigureCanvasBase.get_supported_filetypes()
     try:
         if Path(name).is_dir() or not (is_picture or "{step" in name):

@@ -12,12 +12,18 @@ import numpy as np
 from jaxtyping import Array
 
 from fitopt.callback import Fit, HostCallback
+from fitopt.optimizers.arguments import whole
 from fitopt.parameter.specification import Spec
 from fitopt.state import Layout, flatten
 
-from ._checks import check_every
-
 _FEW = 4  # entries of an array that are all shown
+
+
+def check_logger(name: str, logger: Any) -> logging.Logger | None:
+    """A logger, or None for the terminal."""
+    if not (logger is None or callable(getattr(logger, "info", None))):
+        raise TypeError(f"{name} must be a logging.Logger, got {logger!r}")
+    return logger
 
 
 class _Cell(NamedTuple):
@@ -32,10 +38,8 @@ class _Table(HostCallback):
     uses = ()
 
     def __init__(self, every: int = 1, logger: logging.Logger | None = None):
-        self.every = check_every(type(self).__name__, every)
-        if not (logger is None or callable(getattr(logger, "info", None))):
-            raise TypeError(f"{type(self).__name__}: logger must be a logging.Logger, got {logger!r}")
-        self.logger = logger
+        self.every = whole(f"{type(self).__name__}: every", every)
+        self.logger = check_logger(f"{type(self).__name__}: logger", logger)
 
     def cells(self, layout: Layout, last: dict[str, Any]) -> list[_Cell]:
         """What to show besides; `last` holds what `uses` names, of the step that is printed."""
@@ -98,6 +102,8 @@ class PrintLoss(_Table):
     - `every`: print steps 0, `every`, 2 `every`, ... and the last.
     - `logger`: a `logging.Logger`, whose `info` gets the lines instead of `print`.
 
+    **Raises:** `TypeError` for arguments of another kind, `ValueError` for an `every` below 1.
+
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.sgd(0.25), PrintLoss(every=2))
     >>> _ = fit.run({"x": Parameter("x", 0.0)}, max_steps=4)
@@ -117,6 +123,8 @@ class PrintParameters(_Table):
 
     - `every`: print steps 0, `every`, 2 `every`, ... and the last.
     - `logger`: a `logging.Logger`, whose `info` gets the lines instead of `print`.
+
+    **Raises:** `TypeError` for arguments of another kind, `ValueError` for an `every` below 1.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> loss = lambda state: (state["x"] - 1) ** 2
@@ -138,13 +146,16 @@ class PrintParameters(_Table):
 class PrintGradients(_Table):
     """Print the loss and its derivatives by the free values, in the user's units, by name.
 
-    Those of Parameters whose entries depend on each other (`transforms.Simplex`) are by coordinate, and
-    marked with a star. Of arrays with more than four entries it prints the least and the largest.
+    Those of Parameters whose entries depend on each other (`transforms.Simplex`) are by unconstrained
+    value, and marked with a star. Of arrays with more than four entries it prints the least and the
+    largest.
 
     **Arguments:**
 
     - `every`: print steps 0, `every`, 2 `every`, ... and the last.
     - `logger`: a `logging.Logger`, whose `info` gets the lines instead of `print`.
+
+    **Raises:** `TypeError` for arguments of another kind, `ValueError` for an `every` below 1.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> loss = lambda state: (state["x"] - 1) ** 2
@@ -172,18 +183,18 @@ class PrintGradients(_Table):
 
 
 def _is_moved(spec: Spec) -> bool:
-    """Whether a derivative by value is another number than that by coordinate."""
+    """Whether a derivative by value is another number than that by unconstrained value."""
     plain = spec.scale is None and spec.transform is None and not spec.is_bounded
     return spec.bijection.elementwise and not plain
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _slopes(specs: tuple[Spec, ...], values: list[Array]) -> list[Array]:
-    """How fast each entry of each value changes with its coordinate."""
+    """How fast each entry of each value changes with its unconstrained value."""
 
     def slope(spec: Spec, value: Array) -> Array:
-        coordinate = spec.to_position(value)
-        return jax.jvp(spec.bijection.forward, (coordinate,), (jnp.ones_like(coordinate),))[1]
+        position = spec.to_position(value)
+        return jax.jvp(spec.bijection.forward, (position,), (jnp.ones_like(position),))[1]
 
     pairs = zip(specs, values, strict=True)
     return [slope(*pair) if _is_moved(pair[0]) else pair[1] for pair in pairs]

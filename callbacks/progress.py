@@ -7,24 +7,39 @@ from typing import Any
 
 from fitopt.callback import Fit, HostCallback
 
+from .printing import check_logger
+
 
 class ProgressBar(HostCallback):
     """A tqdm bar with rate, loss and the time left; in a notebook it is a widget.
 
-    It is redrawn when the loop comes back to Python anyhow, some times a second.
+    It is redrawn after every chunk, some times a second.
+
+    **Arguments:**
 
     - `logger`: a `logging.Logger`, whose `info` gets the bar as a line each ten seconds, in place of the
         terminal: for jobs that write a log file.
     - `options`: whatever `tqdm` takes besides, such as `desc`, `file`, `leave` or `mininterval`.
+
+    **Raises:** `TypeError` for what is no logger; when the fit starts, what `tqdm` raises for an option
+    that it does not know.
+
+    >>> import io
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> bar = ProgressBar(file=io.StringIO(), desc="x")
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), bar)
+    >>> _ = fit.run({"x": Parameter("x", 1.0)}, max_steps=4)
+    >>> print(bar.options["file"].getvalue().split("\\r")[-1].strip()[:8])
+    x: 100%|
     """
 
     every = None
     uses = ()
 
     def __init__(self, *, logger: logging.Logger | None = None, **options: Any):
+        self.logger = check_logger("ProgressBar: logger", logger)
         if logger is not None:
             options = {"file": _Lines(logger), "mininterval": 10.0, **options}
-        self.logger = logger
         self.options = options
 
     @contextlib.contextmanager

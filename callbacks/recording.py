@@ -3,8 +3,10 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -12,10 +14,24 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.history import RESERVED
+from fitopt.optimizers.arguments import function, one_of, whole
+from fitopt.optimizers.composition import known_rate
 
-from ._checks import Monitor, check_every, check_function, check_monitor, check_rate, monitored
+from ._monitoring import Monitor, Monitoring, check_monitor
 
 Norm = Literal["l2", "max"]
+
+
+def _every(who: str) -> Callable[[Any], int]:
+    return partial(whole, f"{who}: every")
+
+
+def _series_name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"Record: name must be a string, got {name!r}")
+    if name in RESERVED:
+        raise ValueError(f"Record: name must be another one than {', '.join(RESERVED)}; got {name!r}")
+    return name
 
 
 class Record(Callback):
@@ -27,24 +43,21 @@ class Record(Callback):
     - `fn`: a traceable function of a `fitopt.StepInfo` that returns an array or a pytree of arrays.
     - `every`: record at steps 0, `every`, 2 `every`, ...; between them `fn` is not computed.
 
-    **Raises:** `ValueError` for a name that the history itself uses.
+    **Raises:** `TypeError` for arguments of another kind; `ValueError` for a name that the history
+    itself uses, and for an `every` below 1.
 
-    >>> import jax.numpy as jnp
-    >>> size = Record("size", lambda info: jnp.abs(info.params["k"]), every=10)
+    >>> from fitopt import OptaxOptimizer, Parameter, optimizers
+    >>> double = Record("double", lambda info: 2 * info.params["x"], every=2)
+    >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), double)
+    >>> fit.run({"x": Parameter("x", 1.0)}, max_steps=5)[1]["double"]
+    array([2.   , 0.5  , 0.125], dtype=float32)
     """
 
-    name: str
-    fn: Callable[[StepInfo], PyTree]
-    every: int
-
-    def __init__(self, name: str, fn: Callable[[StepInfo], PyTree], every: int = 1):
-        if not isinstance(name, str) or name in RESERVED:
-            raise ValueError(
-                f"Record: name must be a string other than {', '.join(RESERVED)}; got {name!r}"
-            )
-        self.name = name
-        self.fn = check_function(f"Record {name!r}", "fn", fn, "the step's info")
-        self.every = check_every("Record", every)
+    name: str = eqx.field(converter=_series_name)
+    fn: Callable[[StepInfo], PyTree] = eqx.field(
+        converter=partial(function, "Record: fn", of="the step's info")
+    )
+    every: int = eqx.field(default=1, converter=_every("Record"))
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {self.name: self.fn(info)}
@@ -56,6 +69,12 @@ class RecordParameters(Callback):
     They are those at which the step's loss was taken, in the user's units and in the structure of the
     state, with a leading axis of records.
 
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+
+    **Raises:** `TypeError` for an `every` that is no integer, `ValueError` for one below 1.
+
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordParameters(every=2))
     >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=5)
@@ -63,10 +82,7 @@ class RecordParameters(Callback):
     (array([1.    , 0.25  , 0.0625], dtype=float32), array([0, 2, 4]))
     """
 
-    every: int
-
-    def __init__(self, every: int = 1):
-        self.every = check_every("RecordParameters", every)
+    every: int = eqx.field(default=1, converter=_every("RecordParameters"))
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {"parameters": info.params}
@@ -75,9 +91,15 @@ class RecordParameters(Callback):
 class RecordGradients(Callback):
     """Record the gradients as `history["gradients"]`, at every `every`-th step.
 
-    They are in coordinates, which is what the optimizer moves: for a Parameter without bounds, scale or
-    transform the same as in the user's units. In the structure of the state, with a leading axis of
-    records.
+    They are by unconstrained value, which is what the optimizer moves: for a Parameter without bounds,
+    scale or transform the same as in the user's units. In the structure of the state, with a leading
+    axis of records.
+
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+
+    **Raises:** `TypeError` for an `every` that is no integer, `ValueError` for one below 1.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordGradients())
@@ -85,10 +107,7 @@ class RecordGradients(Callback):
     array([2. , 1. , 0.5], dtype=float32)
     """
 
-    every: int
-
-    def __init__(self, every: int = 1):
-        self.every = check_every("RecordGradients", every)
+    every: int = eqx.field(default=1, converter=_every("RecordGradients"))
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {"gradients": info.grads}
@@ -101,7 +120,10 @@ class RecordGradientNorm(Callback):
 
     - `every`: record at steps 0, `every`, 2 `every`, ...
     - `norm`: `"l2"`, the square root of the sum of all squares, or `"max"`, the largest entry; over all
-        free Parameters, in coordinates.
+        free Parameters, by unconstrained value.
+
+    **Raises:** `TypeError` for arguments of another kind; `ValueError` for another norm or an `every`
+    below 1.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordGradientNorm())
@@ -109,24 +131,17 @@ class RecordGradientNorm(Callback):
     array([2. , 1. , 0.5], dtype=float32)
     """
 
-    every: int
-    norm: Norm
-
-    def __init__(self, every: int = 1, norm: Norm = "l2"):
-        self.every = check_every("RecordGradientNorm", every)
-        self.norm = check_norm("RecordGradientNorm", norm)
+    every: int = eqx.field(default=1, converter=_every("RecordGradientNorm"))
+    norm: Norm = eqx.field(
+        default="l2", converter=partial(one_of, "RecordGradientNorm: norm", choices=get_args(Norm))
+    )
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         return {"gradient_norm": gradient_norm(info.grads, self.norm)}
 
 
-def check_norm(who: str, norm: Any) -> Norm:
-    if norm not in get_args(Norm):
-        raise ValueError(f'{who}: norm must be "l2" or "max", got {norm!r}')
-    return norm
-
-
 def gradient_norm(grads: PyTree, norm: Norm) -> Float[Array, ""]:
+    """The norm of all entries; unlike `optax.tree.norm` of half-precision and of empty arrays, too."""
     sizes = [jnp.abs(grad) for grad in jax.tree.leaves(grads)]
     sizes = [size.astype(jnp.promote_types(size.dtype, jnp.float32)) for size in sizes]
     if norm == "max":
@@ -140,7 +155,12 @@ class RecordLearningRate(Callback):
     For optimizers whose state holds it: those of `fitopt.optimizers`, and of `optax.inject_hyperparams`.
     Parameter groups give a dict by pattern.
 
-    **Raises:** `ValueError` when the fit starts, if the optimizer's state holds no learning rate.
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+
+    **Raises:** `TypeError` for an `every` that is no integer; `ValueError` for one below 1, and when the
+    fit starts, if the optimizer's state holds no learning rate.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers, schedules
     >>> optimizer = optimizers.sgd(schedules.exponential(0.5, gamma=0.1))
@@ -150,19 +170,21 @@ class RecordLearningRate(Callback):
     array([0.5  , 0.05 , 0.005], dtype=float32)
     """
 
-    every: int
-
-    def __init__(self, every: int = 1):
-        self.every = check_every("RecordLearningRate", every)
+    every: int = eqx.field(default=1, converter=_every("RecordLearningRate"))
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
-        return {"learning_rate": check_rate("RecordLearningRate", info)}
+        return {"learning_rate": known_rate(info.learning_rate, "RecordLearningRate")}
 
 
 class RecordAux(Callback):
     """Record what the loss returns besides as `history["aux"]`, at every `every`-th step.
 
-    **Raises:** `ValueError` when the fit starts, if the loss returns nothing besides.
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+
+    **Raises:** `TypeError` for an `every` that is no integer; `ValueError` for one below 1, and when the
+    fit starts, if the loss returns nothing besides.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> loss = lambda state: (state["x"] ** 2, {"x": state["x"]})
@@ -171,10 +193,7 @@ class RecordAux(Callback):
     array([1.  , 0.5 , 0.25], dtype=float32)
     """
 
-    every: int
-
-    def __init__(self, every: int = 1):
-        self.every = check_every("RecordAux", every)
+    every: int = eqx.field(default=1, converter=_every("RecordAux"))
 
     def record(self, info: StepInfo) -> dict[str, PyTree]:
         if not jax.tree.leaves(info.aux):
@@ -191,6 +210,12 @@ class RecordTime(HostCallback):
     Compilation counts. It visits Python, which takes some hundred microseconds each time: where steps
     are fast, choose `every` accordingly. After a resume it counts on from the last record.
 
+    **Arguments:**
+
+    - `every`: record at steps 0, `every`, 2 `every`, ...
+
+    **Raises:** `TypeError` for an `every` that is no integer, `ValueError` for one below 1.
+
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), RecordTime(every=100))
     >>> _, history = fit.run({"x": Parameter("x", 1.0)}, max_steps=500)
@@ -201,22 +226,20 @@ class RecordTime(HostCallback):
     uses = ()
 
     def __init__(self, every: int = 1):
-        self.every = check_every("RecordTime", every)
+        self.every: int = whole("RecordTime: every", every)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
         before = fit.history.get("time", (0.0,))[-1]
         began = time.perf_counter()
-        every = self.every
-        assert every is not None
 
         def write(*arguments: Any) -> None:
-            fit.record("time", before + time.perf_counter() - began, every)
+            fit.record("time", before + time.perf_counter() - began, self.every)
 
         yield write
 
 
-class Best(NamedTuple):
+class _Best(NamedTuple):
     """A loss and the free values at which it was taken; with a monitor, its least and its last value."""
 
     loss: Array
@@ -224,7 +247,7 @@ class Best(NamedTuple):
     scores: Float[Array, "2"] | None = None
 
 
-class KeepBest(Callback):
+class KeepBest(Monitoring):
     """Return the state with the least loss of all that were evaluated, instead of the last one.
 
     **Arguments:**
@@ -235,7 +258,8 @@ class KeepBest(Callback):
         that returns a real scalar, such as a validation loss in `info.aux`. `history["final_loss"]` is
         the loss of the state that is returned, all the same.
 
-    **Raises:** `TypeError` when the fit starts, if `monitor` returns no real scalar.
+    **Raises:** `TypeError` for arguments of another kind, and when the fit starts, if `monitor` returns
+    no real scalar; `ValueError` for an `every` below 1.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> loss = lambda state: (state["x"] - 0.5) ** 2
@@ -245,22 +269,20 @@ class KeepBest(Callback):
     0.75 0.0625
     """
 
-    every: int
-    monitor: Monitor | None
+    every: int = eqx.field(default=1, converter=_every("KeepBest"))
+    monitor: Monitor | None = eqx.field(
+        default=None, converter=partial(check_monitor, "KeepBest: monitor")
+    )
 
-    def __init__(self, every: int = 1, monitor: Monitor | None = None):
-        self.every = check_every("KeepBest", every)
-        self.monitor = check_monitor("KeepBest", monitor)
-
-    def init(self, info: StepInfo) -> Best:
-        best = Best(jnp.full_like(info.loss, jnp.inf), info.params)
+    def init(self, info: StepInfo) -> _Best:
+        best = _Best(jnp.full_like(info.loss, jnp.inf), info.params)
         if self.monitor is None:
             return best
-        score = monitored("KeepBest", self.monitor, info)
+        score = self.score(info)
         return best._replace(scores=jnp.full((2,), jnp.inf, score.dtype))
 
-    def update(self, info: StepInfo, carry: Best) -> tuple[Best, bool]:
-        score = monitored("KeepBest", self.monitor, info)
+    def update(self, info: StepInfo, carry: _Best) -> tuple[_Best, bool]:
+        score = self.score(info)
         least = carry.loss if carry.scores is None else carry.scores[0]
         better = score < least
         if self.every > 1:
@@ -271,9 +293,9 @@ class KeepBest(Callback):
         scores = None
         if carry.scores is not None:
             scores = jnp.stack([jnp.where(better, score, least), score])
-        return Best(loss, params, scores), False
+        return _Best(loss, params, scores), False
 
-    def result(self, carry: Best, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array]:
+    def result(self, carry: _Best, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array]:
         if carry.scores is None:
             return carry.loss < loss, carry.params, carry.loss
         least, last = carry.scores

@@ -1,104 +1,80 @@
 """Callbacks that end a fit."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, get_args
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
+from fitopt.optimizers.arguments import one_of, real, whole
 
-from ._checks import (
-    Monitor,
-    check_count,
-    check_monitor,
-    check_not_negative,
-    check_number,
-    monitored,
-    name_of,
-)
-from .recording import Best, KeepBest, Norm, check_norm, gradient_norm
+from ._monitoring import Monitor, Monitoring, check_monitor
+from .recording import Norm, gradient_norm
 
 _MOST_PATIENCE = 2**24  # float32 counts no further
 
 
-class _Patience(NamedTuple):
-    # The number to improve on, and the steps since: one array, as each array costs the loop a kernel.
-    progress: Float[Array, "2"]
-    best: Best | None
-
-
-class EarlyStopping(Callback):
+class EarlyStopping(Monitoring):
     """Stop when the loss, or another number, has not improved for a while.
+
+    The last state is returned; add `KeepBest` to return the one at which the number was least.
 
     **Arguments:**
 
     - `patience`: how many steps in a row may pass without an improvement.
     - `min_delta`: a loss counts as better if it is less than the best by more than this; in units of
         the loss.
-    - `restore_best`: return the state at which it was least, as `KeepBest` does.
     - `monitor`: what to watch instead of the loss: a traceable function of a `fitopt.StepInfo` that
         returns a real scalar, the less the better; such as a validation loss in `info.aux`.
 
-    **Raises:** `ValueError` unless `patience` is at least 1 and `min_delta` at least 0; `TypeError` when
-    the fit starts, if `monitor` returns no real scalar.
+    **Raises:** `TypeError` for an argument of another kind, and when the fit starts, if `monitor`
+    returns no real scalar; `ValueError` unless `patience` is at least 1 and `min_delta` at least 0.
 
-    >>> EarlyStopping(patience=100, min_delta=1e-6).why()
+    >>> EarlyStopping(patience=100, min_delta=1e-6).stop_reason()
     'EarlyStopping: the loss did not improve by more than 1e-06 in 100 steps'
     >>> def validation(info):
     ...     return info.aux["validation"]
-    >>> EarlyStopping(patience=100, monitor=validation).why()
+    >>> EarlyStopping(patience=100, monitor=validation).stop_reason()
     'EarlyStopping: validation did not improve in 100 steps'
     """
 
-    patience: int
-    min_delta: float
-    restore_best: bool
-    monitor: Monitor | None
+    looks_for_convergence = True
 
-    def __init__(
-        self,
-        patience: int,
-        min_delta: float = 0.0,
-        restore_best: bool = False,
-        monitor: Monitor | None = None,
-    ):
-        self.patience = check_count("EarlyStopping", "patience", patience)
+    patience: int = eqx.field(converter=partial(whole, "EarlyStopping: patience"))
+    min_delta: float = eqx.field(default=0.0, converter=partial(real, "EarlyStopping: min_delta"))
+    monitor: Monitor | None = eqx.field(
+        default=None, converter=partial(check_monitor, "EarlyStopping: monitor")
+    )
+
+    def __check_init__(self) -> None:
         if self.patience > _MOST_PATIENCE:
             raise ValueError(
-                f"EarlyStopping: patience must be at most {_MOST_PATIENCE}, got {patience!r}"
+                f"EarlyStopping: patience must be at most {_MOST_PATIENCE}, got {self.patience}"
             )
-        self.min_delta = check_not_negative("EarlyStopping", "min_delta", min_delta)
-        self.restore_best = bool(restore_best)
-        self.monitor = check_monitor("EarlyStopping", monitor)
 
-    def init(self, info: StepInfo) -> _Patience:
-        dtype = jnp.promote_types(monitored("EarlyStopping", self.monitor, info).dtype, jnp.float32)
-        best = self._keep_best().init(info) if self.restore_best else None
-        return _Patience(jnp.array([jnp.inf, 0.0], dtype), best)
+    # The carry holds the number to improve on and the steps since: one array, as each array costs the
+    # loop a kernel.
 
-    def update(self, info: StepInfo, carry: _Patience) -> tuple[_Patience, Array]:
-        least, waited = carry.progress[0], carry.progress[1]
-        score = monitored("EarlyStopping", self.monitor, info).astype(least.dtype)
+    def init(self, info: StepInfo) -> Float[Array, "2"]:
+        return jnp.array([jnp.inf, 0.0], jnp.promote_types(self.score(info).dtype, jnp.float32))
+
+    def update(self, info: StepInfo, carry: Float[Array, "2"]) -> tuple[Float[Array, "2"], Array]:
+        least, waited = carry
+        score = self.score(info).astype(carry.dtype)
         improved = jnp.stack([score, jnp.zeros_like(waited)])
-        progress = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
-        best = carry.best
-        if best is not None:
-            best, _ = self._keep_best().update(info, best)
-        return _Patience(progress, best), progress[1] >= self.patience
+        carry = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
+        return carry, carry[1] >= self.patience
 
-    def result(self, carry: _Patience, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array] | None:
-        return None if carry.best is None else self._keep_best().result(carry.best, loss)
-
-    def _keep_best(self) -> KeepBest:
-        return KeepBest(monitor=self.monitor)
-
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
-        return f"EarlyStopping: {name_of(self.monitor)} did not improve{by} in {self.patience} steps"
+        return f"EarlyStopping: {self.watched()} did not improve{by} in {self.patience} steps"
 
 
 class StopOnLoss(Callback):
@@ -106,19 +82,22 @@ class StopOnLoss(Callback):
 
     The update of that step is made; add `KeepBest` to return a state that is known to be as good.
 
-    >>> StopOnLoss(1e-3).why()
+    **Arguments:**
+
+    - `threshold`: the loss at which it stops, or below; in units of the loss.
+
+    **Raises:** `TypeError` for what is no number, and `ValueError` for NaN.
+
+    >>> StopOnLoss(1e-3).stop_reason()
     'StopOnLoss: the loss reached 0.001'
     """
 
-    threshold: float
-
-    def __init__(self, threshold: float):
-        self.threshold = check_number("StopOnLoss", "threshold", threshold)
+    threshold: float = eqx.field(converter=partial(real, "StopOnLoss: threshold", low=-math.inf))
 
     def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
         return carry, info.loss <= self.threshold
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return f"StopOnLoss: the loss reached {self.threshold:g}"
 
 
@@ -127,12 +106,13 @@ class StopOnGradient(Callback):
 
     **Arguments:**
 
-    - `tolerance`: of the gradient in coordinates: for a Parameter without bounds, scale or transform
-        that is loss per unit of the parameter.
+    - `tolerance`: of the gradient by unconstrained value: for a Parameter without bounds, scale or
+        transform that is loss per unit of the parameter.
     - `norm`: `"max"`, the largest entry, as `gtol` of `scipy.optimize` has it; or `"l2"`, the square
         root of the sum of all squares.
 
-    **Raises:** `ValueError` unless `tolerance` is at least 0.
+    **Raises:** `TypeError` for arguments of another kind; `ValueError` for another norm and for a
+    `tolerance` below 0.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), StopOnGradient(1e-3))
@@ -140,17 +120,17 @@ class StopOnGradient(Callback):
     'StopOnGradient: the largest entry of the gradient is at most 0.001 (at step 11)'
     """
 
-    tolerance: float
-    norm: Norm
+    looks_for_convergence = True
 
-    def __init__(self, tolerance: float, norm: Norm = "max"):
-        self.tolerance = check_not_negative("StopOnGradient", "tolerance", tolerance)
-        self.norm = check_norm("StopOnGradient", norm)
+    tolerance: float = eqx.field(converter=partial(real, "StopOnGradient: tolerance"))
+    norm: Norm = eqx.field(
+        default="max", converter=partial(one_of, "StopOnGradient: norm", choices=get_args(Norm))
+    )
 
     def update(self, info: StepInfo, carry: Any) -> tuple[Any, Array]:
         return carry, gradient_norm(info.grads, self.norm) <= self.tolerance
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         what = {"max": "largest entry", "l2": "norm"}[self.norm]
         return f"StopOnGradient: the {what} of the gradient is at most {self.tolerance:g}"
 
@@ -171,7 +151,11 @@ class StopOnStep(Callback):
 
     An optimizer that stands still on purpose for some steps, such as `optax.MultiSteps`, passes it.
 
-    **Raises:** `ValueError` unless both are at least 0.
+    **Arguments:**
+
+    - `rtol`, `atol`: by how much an entry may change, relative to its size and in its units.
+
+    **Raises:** `TypeError` for what is no number, `ValueError` unless both are at least 0.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(0.25), StopOnStep(0.0, 1e-3))
@@ -179,12 +163,10 @@ class StopOnStep(Callback):
     'StopOnStep: no parameter and no loss changed by more than rtol=0, atol=0.001 (at step 10)'
     """
 
-    rtol: float
-    atol: float
+    looks_for_convergence = True
 
-    def __init__(self, rtol: float, atol: float):
-        self.rtol = check_not_negative("StopOnStep", "rtol", rtol)
-        self.atol = check_not_negative("StopOnStep", "atol", atol)
+    rtol: float = eqx.field(converter=partial(real, "StopOnStep: rtol"))
+    atol: float = eqx.field(converter=partial(real, "StopOnStep: atol"))
 
     def init(self, info: StepInfo) -> _Before:
         return _Before(jnp.full_like(info.loss, jnp.inf), info.params)
@@ -197,7 +179,7 @@ class StopOnStep(Callback):
     def _is_close(self, now: Array, before: Array) -> Bool[Array, ""]:
         return jnp.all(jnp.abs(now - before) <= self.atol + self.rtol * jnp.abs(now))
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return (
             "StopOnStep: no parameter and no loss changed by more than "
             f"rtol={self.rtol:g}, atol={self.atol:g}"
@@ -207,10 +189,14 @@ class StopOnStep(Callback):
 class StopAfter(HostCallback):
     """Stop when some time has passed, for batch queues and the patient.
 
-    The clock starts with the fit: compilation counts. The fit ends with the stretch of about a tenth of
-    a second, or the one step, during which time was up. A resumed fit gets the whole time anew.
+    The clock starts with the fit: compilation counts. The fit ends with the chunk of about a tenth of a
+    second, or the one step, during which time was up. A resumed fit gets the whole time anew.
 
-    **Raises:** `ValueError` unless `seconds` is at least 0.
+    **Arguments:**
+
+    - `seconds`: since the fit began.
+
+    **Raises:** `TypeError` for what is no number, `ValueError` for one below 0.
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: s["x"] ** 2, optimizers.sgd(1e-6), StopAfter(seconds=0.1))
@@ -223,7 +209,7 @@ class StopAfter(HostCallback):
     uses = ()
 
     def __init__(self, seconds: float):
-        self.seconds = check_not_negative("StopAfter", "seconds", seconds)
+        self.seconds = real("StopAfter: seconds", seconds)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
@@ -231,5 +217,5 @@ class StopAfter(HostCallback):
 
         yield lambda *arguments: time.perf_counter() >= until
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         return f"StopAfter: {self.seconds:g} s have passed"

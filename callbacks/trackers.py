@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from fitopt.callback import Fit
-from fitopt.history import History
+from fitopt.history import Column, History, leaves
+from fitopt.optimizers import arguments
 from fitopt.parameter import Parameter
 from fitopt.parameter.specification import text
 from fitopt.state import is_parameter
-from fitopt.table import Column, leaves
 
 from .loggers import Log, Logger, Steps, held
 
@@ -47,8 +47,9 @@ class TensorBoardLogger(Logger):
     - `every`: write steps 0, `every`, 2 `every`, ...; a step takes some tens of microseconds, a
         histogram some hundred.
 
-    **Raises:** `ImportError` without tensorboardX; when a fit starts, `OSError` if the directory cannot
-    be written, and `ValueError` if another fit is writing to it.
+    **Raises:** `TypeError` and `ValueError` for arguments that cannot be meant; `ImportError` without
+    tensorboardX; when a fit starts, `OSError` if the directory cannot be written, and `ValueError` if
+    another fit is writing to it.
 
     >>> import os, tempfile, optax
     >>> from fitopt import OptaxOptimizer, Parameter
@@ -63,7 +64,7 @@ class TensorBoardLogger(Logger):
     def __init__(self, directory: str | os.PathLike[str], every: int = 1):
         super().__init__(every)
         _module("TensorBoardLogger", "tensorboardX")
-        self.directory = Path(directory)
+        self.directory = arguments.path("TensorBoardLogger: directory", directory)
 
     @contextlib.contextmanager
     def log(self, fit: Fit) -> Iterator[Log]:
@@ -181,8 +182,8 @@ class MLflowLogger(Logger):
     MLflow makes a SQLite file with all its tables in some seconds, once, and reports its use to its
     makers unless the environment has `MLFLOW_DISABLE_TELEMETRY=true`.
 
-    **Raises:** `ImportError` without MLflow; what MLflow raises when a fit starts, if it cannot open the
-    tracker.
+    **Raises:** `TypeError` and `ValueError` for an `every` that cannot be meant; `ImportError` without
+    MLflow; what MLflow raises when a fit starts, if it cannot open the tracker.
 
     >>> logger = MLflowLogger("sqlite:///fits.db", experiment="hares", run_name="first", every=100)
     """
@@ -300,9 +301,7 @@ def _parameters(state: PyTree) -> dict[str, str]:
         if isinstance(leaf, Parameter):
             parts = ["free" if leaf.free else f"fixed at {text(leaf.value)}"]
             parts += [f"shape {leaf.shape}"] if leaf.shape else []
-            for label in ("lower", "upper", "scale", "mask", "transform"):
-                setting = getattr(leaf, label)
-                parts += [] if setting is None else [f"{label}={text(setting)}"]
+            parts += [setting for setting in leaf._spec.settings() if setting != "free=False"]
             inner = jax.tree_util.keystr(path, simple=True, separator="/")
             facts[f"parameters/{inner}" if inner else "parameters"] = f"{leaf.name}: {', '.join(parts)}"
     return facts

@@ -8,26 +8,25 @@ with the signature
 that is called after a step; a `HostCallback` is one that has something to open and close.
 """
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from .history import History
-
-if TYPE_CHECKING:
-    from .engine.resume import ResumePoint
+from .history import History, ResumePoint
 
 
 class StepInfo(NamedTuple):
     """One step, at the point where its loss was taken.
 
     `params` are the free values in the structure of the state, as plain arrays (None elsewhere);
-    `grads` has the same structure and holds the gradients in coordinates. `learning_rate` is that of
-    the step's update, where the optimizer's state holds one (a dict by pattern for parameter groups),
-    else None. `loss` is NaN at the step that ends a fit because its loss or its update was not finite.
+    `grads` has the same structure and holds the gradients by unconstrained value. `learning_rate` is
+    that of the step's update, where the optimizer's state holds one (a dict by pattern for parameter
+    groups), else None. `loss` is NaN at the step that ends a fit because its loss or its update was not
+    finite.
     """
 
     step: Int[Array, ""]
@@ -52,6 +51,7 @@ class Callback(eqx.Module):
     """
 
     every = 1  # without a type: subclasses may make it a field
+    looks_for_convergence = False  # whether a fit that it has stopped counts as converged
 
     def init(self, info: StepInfo) -> PyTree:
         """The carry before the first step: a pytree of arrays.
@@ -92,7 +92,7 @@ class Callback(eqx.Module):
     def finish(self, history: History, carry: PyTree) -> None:
         """Called on the host, once, after the last step; `carry` holds NumPy arrays."""
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         """What `stop_reason` says when this callback has stopped the fit."""
         return f"{type(self).__name__} asked to stop"
 
@@ -106,23 +106,14 @@ def own_methods(callbacks: Sequence[Callback], name: str) -> list[tuple[int, Cal
     ]
 
 
-class Fit:
+class Fit(abc.ABC):
     """A running fit, as host callbacks see it."""
 
-    def __init__(self, run: Any):
-        self._run = run
+    max_steps: int  # at which it ends at the latest
+    history: History  # being built; after a resume it holds what was recorded before
 
     @property
-    def max_steps(self) -> int:
-        """The number of steps at which the fit ends at the latest."""
-        return self._run.max_steps
-
-    @property
-    def history(self) -> History:
-        """The history being built; after a resume it holds what was recorded before."""
-        return self._run.history
-
-    @property
+    @abc.abstractmethod
     def learning_rate(self) -> PyTree:
         """The current learning rate; what is assigned counts from the next step on.
 
@@ -130,33 +121,32 @@ class Fit:
 
         **Raises:** `ValueError` where the optimizer's state holds none, or where a schedule sets it.
         """
-        return self._run.learning_rate()
 
     @learning_rate.setter
-    def learning_rate(self, rate: Any) -> None:
-        self._run.set_learning_rate(rate)
+    @abc.abstractmethod
+    def learning_rate(self, rate: Any) -> None: ...
 
     @property
+    @abc.abstractmethod
     def parameters(self) -> PyTree:
         """The free Parameters where the fit stands, in the structure of the state; None elsewhere."""
-        return self._run.point.layout.free_state(self._run.values)
 
     @property
+    @abc.abstractmethod
     def last(self) -> dict[str, PyTree]:
         """Of the last step, what the `uses` of all host callbacks name; empty before the first one."""
-        return self._run.last
 
+    @abc.abstractmethod
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
         """Append `value`, of the last step, to the history's series `name`, made at every `every`-th."""
-        self._run.journal.record(name, value, every)
 
-    def resume_point(self) -> "ResumePoint":
-        """All that going on from the last good step takes, to be kept by `fitopt.checkpoint`."""
-        return self._run.resume_point()
+    @abc.abstractmethod
+    def resume_point(self) -> ResumePoint:
+        """All that going on from the last good step takes, besides the history."""
 
+    @abc.abstractmethod
     def stop(self, reason: str) -> None:
-        """End the fit when the current stretch is over; may be called from anywhere and at any time."""
-        self._run.wish = reason
+        """End the fit when the current chunk is over; may be called from anywhere and at any time."""
 
 
 HostFunction = Callable[[int, PyTree, PyTree, History, Any, Any, PyTree], Any]
@@ -169,8 +159,8 @@ class HostCallback:
     belongs to one fit alone. Code after the `yield` runs when the fit has ended well; put what must
     always run under `finally`.
 
-    - `every`: it is called after steps 0, every, 2 every, ...; with None whenever the loop comes back
-        to Python anyhow, some times a second.
+    - `every`: it is called after steps 0, every, 2 every, ...; with None after every chunk, some times
+        a second.
     - `uses`: which fields of the last step's `StepInfo` are needed: of `"aux"` and `"grads"` those that
         are not named are None for the function; `fit.last` has all that are.
     """
@@ -190,32 +180,22 @@ class HostCallback:
         """
         return None if self.every is None else -(-step // self.every) * self.every
 
-    def why(self) -> str:
+    def stop_reason(self) -> str:
         """What `stop_reason` says when the function has returned True."""
         return f"{label(self)} asked to stop"
 
 
-@contextlib.contextmanager
-def open_host(callback: Any, fit: Fit) -> Iterator[HostFunction]:
-    """The function to call for a host callback of either kind."""
-    if isinstance(callback, HostCallback):
-        with callback.open(fit) as function:
-            yield function
-    else:
-        yield callback
+class PlainFunction(HostCallback):
+    """A plain Python function as a host callback; an object may have an `every` of its own."""
 
+    def __init__(self, function: HostFunction):
+        self.function = function
+        self.every = getattr(function, "every", 1)
+        self.__name__ = label(function)
 
-def cadence(callback: Any) -> int | None:
-    """After how many steps a host callback is due; None for whenever there is a visit anyhow."""
-    return callback.every if isinstance(callback, HostCallback) else getattr(callback, "every", 1)
-
-
-def due(callback: Any) -> Callable[[int], int | None]:
-    """The function that tells when a host callback is due."""
-    if isinstance(callback, HostCallback):
-        return callback.due
-    every = getattr(callback, "every", 1)
-    return lambda step: -(-step // every) * every
+    @contextlib.contextmanager
+    def open(self, fit: Fit) -> Iterator[HostFunction]:
+        yield self.function
 
 
 def label(callback: Any) -> str:

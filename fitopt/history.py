@@ -1,21 +1,45 @@
 """What a fit leaves behind besides the fitted state."""
 
+import math
 import os
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Int, PyTree, Shaped
 
-from .storage import npz as archive
-from .table import columns
+from .storage import npz
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from pandas import DataFrame
 
-RESERVED = ("loss", "n_steps", "final_loss", "best_loss", "best_step", "stop_reason", "elapsed")
+_FEW = 8  # entries of an array that get a column each
+RESERVED = (
+    "loss",
+    "n_steps",
+    "final_loss",
+    "best_loss",
+    "best_step",
+    "stop_reason",
+    "converged",
+    "elapsed",
+)
+
+
+Description = dict[str, str]  # what is expected where
+
+
+class ResumePoint(NamedTuple):
+    """Where a fit stands: all that going on from there takes, besides the history."""
+
+    steps: int
+    carry: list[Array] | None  # the arrays that go from step to step; None before the first step
+    start: list[Array]  # the values of the free Parameters when the fit began
+    fixed: list[Any]  # all other arrays; None for what is as it was when the fit began
+    elapsed: float  # seconds
+    describe: Callable[[], tuple[Description, Description]]  # the state and the method
 
 
 class History(dict):
@@ -26,23 +50,37 @@ class History(dict):
     - `"final_loss"`: the loss of the returned state
     - `"best_loss"`, `"best_step"`: the least of the losses, and the step that had it
     - `"stop_reason"`: a sentence
+    - `"converged"`: whether a test of convergence has ended the fit, and no bound holds it
     - `"elapsed"`: seconds, compilation included
 
     and what callbacks record: an array or a pytree of arrays with a leading axis of records.
 
     A fit inside `jit`, `vmap` or `grad` has traced arrays of fixed length, padded with NaN after the
     stop (integers with zeros), and neither `"stop_reason"` nor `"elapsed"`.
+
+    Besides its items a history has these attributes:
+
+    - `every`: for each series but the loss, by how many steps its records are apart
+    - `start`: the state in which the fit began; None if it is not known, as after `load`
+    - `resume_point`: where the fit has ended, for `run(..., resume_from=history)`; None likewise
     """
 
-    _start: PyTree = None  # the state in which the fit began: names, bounds and first values
-    _resume_point: Any = None  # where the fit has ended, for `run(resume_from=history)`
+    start: PyTree = None
+    resume_point: ResumePoint | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self._every: dict[str, int] = {}
+        self.every: dict[str, int] = {}
+
+    @classmethod
+    def of(cls, items: Mapping[str, Any], every: Mapping[str, int]) -> Self:
+        """A history of these items, with the distances of its series' records."""
+        history = cls(items)
+        history.every = dict(every)
+        return history
 
     def __getstate__(self) -> dict[str, Any]:  # what copies and pickles take besides the items
-        return {"_every": dict(self._every)}
+        return {"every": dict(self.every)}
 
     def steps(self, name: str) -> Int[np.ndarray, " records"]:
         """The steps at which series `name` was recorded.
@@ -53,15 +91,15 @@ class History(dict):
         >>> history.steps("loss")
         array([0, 1, 2])
         """
-        if name != "loss" and name not in self._every:
-            known = ", ".join(map(repr, ["loss", *self._every]))
+        if name != "loss" and name not in self.every:
+            known = ", ".join(map(repr, ["loss", *self.every]))
             raise KeyError(f"no series {name!r} was recorded; there are {known}")
         records = jax.tree.leaves(self[name])[0].shape[0]
-        return np.arange(records) * self._every.get(name, 1)
+        return np.arange(records) * self.every.get(name, 1)
 
-    def _series(self) -> dict[str, int]:
+    def series(self) -> dict[str, int]:
         """The names of the series, each with the number of steps from one record to the next."""
-        return {name: every for name, every in {"loss": 1, **self._every}.items() if name in self}
+        return {name: every for name, every in {"loss": 1, **self.every}.items() if name in self}
 
     def to_dataframe(self) -> "DataFrame":
         """The series as a pandas DataFrame with a row for each step.
@@ -109,7 +147,7 @@ class History(dict):
         >>> loaded["loss"], loaded["n_steps"]
         (array([4., 2., 1.]), 3)
         """
-        archive.write(path, self, self._every)
+        npz.write(path, self, self.every)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -117,23 +155,14 @@ class History(dict):
 
         **Raises:** `ValueError` if the file is another one, or damaged.
         """
-        items, every = archive.read(path)
-        history = cls(items)
-        history._every = every
-        return history
-
-    def plot(self, *names: str, ax: "Axes | None" = None, log: bool | None = None) -> "Axes":
-        """Draw the loss, or the series of these names: see `fitopt.plotting.plot_history`."""
-        from .plotting.histories import plot_history  # which knows histories
-
-        return plot_history(self, *names, ax=ax, log=log)
+        return cls.of(*npz.read(path))
 
     def __repr__(self) -> str:
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(dict(self))):
             return f"History({', '.join(map(repr, self))})"
         recorded = [
             name if every == 1 else f"{name} (every {every})"
-            for name, every in self._series().items()
+            for name, every in self.series().items()
             if name != "loss"
         ]
         lines = self._summary() + ([f"  recorded: {', '.join(recorded)}"] if recorded else [])
@@ -158,14 +187,12 @@ class History(dict):
 
 def _flatten(history: History) -> tuple[tuple[Any, ...], Any]:
     names = tuple(history)
-    return tuple(history[name] for name in names), (names, tuple(history._every.items()))
+    return tuple(history[name] for name in names), (names, tuple(history.every.items()))
 
 
 def _unflatten(static: Any, children: Any) -> History:
     names, every = static
-    history = History(zip(names, children, strict=True))
-    history._every = dict(every)
-    return history
+    return History.of(dict(zip(names, children, strict=True)), dict(every))
 
 
 def _flatten_with_keys(history: History) -> Any:
@@ -176,35 +203,59 @@ def _flatten_with_keys(history: History) -> Any:
 jax.tree_util.register_pytree_with_keys(History, _flatten_with_keys, _unflatten, _flatten)
 
 
-class Series:
-    """A pytree of arrays that grow along their first axis, chunk by chunk."""
+# The series as the columns of a table.
 
-    def __init__(self, most: int):
-        self._most = most  # never more records than this
-        self._length = 0
-        self._buffers: list[np.ndarray] = []
-        self._treedef: Any = None
 
-    def extend(self, chunk: PyTree, count: int) -> None:
-        """Append the first `count` records of a chunk."""
-        if isinstance(chunk, np.ndarray):
-            leaves = [chunk]
-        else:
-            leaves, self._treedef = jax.tree.flatten(chunk)
-            leaves = [np.asarray(leaf) for leaf in leaves]
-        if not self._buffers:
-            self._buffers = [np.empty((0, *leaf.shape[1:]), leaf.dtype) for leaf in leaves]
-        length = self._length + count
-        for i, leaf in enumerate(leaves):
-            if length > len(self._buffers[i]):
-                room = max(min(2 * length, self._most), length)
-                larger = np.empty((room, *leaf.shape[1:]), leaf.dtype)
-                larger[: self._length] = self._buffers[i][: self._length]
-                self._buffers[i] = larger
-            self._buffers[i][self._length : length] = leaf[:count]
-        self._length = length
+class Column(NamedTuple):
+    """One number at every `every`-th step."""
 
-    def view(self) -> PyTree:
-        """All records so far, without a copy."""
-        records = [buffer[: self._length] for buffer in self._buffers]
-        return records[0] if self._treedef is None else jax.tree.unflatten(self._treedef, records)
+    every: int
+    values: Shaped[np.ndarray, " records"]
+
+    def cells(self, steps: Int[np.ndarray, " rows"]) -> list[Any]:
+        """The plain numbers at some steps; None where there was no record."""
+        records, rest = np.divmod(steps, self.every)
+        there = (rest == 0) & (records < len(self.values))
+        cells = np.full(len(steps), None, object)
+        cells[there] = self.values[records[there]].tolist()
+        return cells.tolist()
+
+
+def leaves(history: History) -> Iterator[tuple[str, int, np.ndarray]]:
+    """The arrays of all series, each with its name and its `every`; complex ones in two parts.
+
+    Names within a pytree are paths, such as `parameters/layers/0/weight`.
+    """
+    for series, every in history.series().items():
+        for path, leaf in jax.tree.leaves_with_path(history[series]):
+            inner = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = f"{series}/{inner}" if path else series
+            values = np.asarray(leaf)
+            if np.iscomplexobj(values):
+                yield f"{name}.real", every, np.real(values)
+                yield f"{name}.imag", every, np.imag(values)
+            elif values.dtype.kind == "V":  # bfloat16 and its kin, which tables don't know
+                yield name, every, values.astype(np.float32)
+            else:
+                yield name, every, values
+
+
+def columns(history: History) -> dict[str, Column]:
+    """What a table shows of a history: the loss first, then all series of numbers and small arrays.
+
+    The entries of an array have columns such as `x[0,1]`, the parts of a complex number `x.real` and
+    `x.imag`. An array with more than eight entries has none.
+
+    **Raises:** `ValueError` for the history of several fits, from `vmap`.
+    """
+    if np.ndim(history.get("n_steps", 0)) > 0:
+        raise ValueError(
+            "this is the history of several fits, from vmap: take that of one, such as "
+            "jax.tree.map(lambda x: x[0], history)"
+        )
+    return {
+        f"{name}[{','.join(map(str, index))}]" if index else name: Column(every, values[:, *index])
+        for name, every, values in leaves(history)
+        if math.prod(values.shape[1:]) <= _FEW
+        for index in np.ndindex(values.shape[1:])
+    }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optimistix
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
@@ -16,12 +17,11 @@ from .engine.fitter import Fitter
 from .engine.validation import describe
 from .history import History
 from .methods.derivatives import MODES
+from .methods.optimistix_method import OptimistixMethod, check_solver
 from .methods.robust import LOSSES, RobustLoss
 from .parameter.complex_numbers import to_real
 
 if TYPE_CHECKING:
-    import optimistix
-
     from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
@@ -70,7 +70,7 @@ class LeastSquares(Fitter):
     def __init__(
         self,
         residuals: Callable[[Any], Any],
-        solver: "optimistix.AbstractLeastSquaresSolver | None" = None,
+        solver: optimistix.AbstractLeastSquaresSolver | None = None,
         callback: Any = None,
         has_aux: bool = False,
         *,
@@ -93,14 +93,8 @@ class LeastSquares(Fitter):
         self._absolute_sigma = absolute_sigma
         self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
         self._robust = LOSSES[loss], f_scale
-        from .methods import optimistix_method as solver_stepper
-
-        solver = solver_stepper.check_solver(solver)
         evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], f_scale)
-        make_stepper = functools.partial(solver_stepper.make, solver)
-        super().__init__(
-            callback, evaluate, make_stepper, functools.partial(solver_stepper.endings, solver), True
-        )
+        super().__init__(callback, evaluate, OptimistixMethod(check_solver(solver)))
 
     def run(
         self,

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import optax
+import optimistix
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import check_loss, check_optimizer, is_minimiser
+from .engine.validation import check_loss
 from .history import History
 from .methods.derivatives import MODES
-from .methods.method import Objective, Values
-from .methods.optax_method import OptaxStepper
+from .methods.optax_method import OptaxMethod
+from .methods.optimistix_method import OptimistixMethod, is_minimiser
 
 if TYPE_CHECKING:
     from .uncertainty.result import Uncertainty
@@ -56,7 +57,7 @@ class OptaxOptimizer(Fitter):
     def __init__(
         self,
         loss: Callable[[Any], Any],
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser,
         callback: Any = None,
         has_aux: bool = False,
     ):
@@ -64,21 +65,8 @@ class OptaxOptimizer(Fitter):
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
-        evaluate = functools.partial(_evaluate, loss, has_aux)
-        if is_minimiser(optimizer):
-            from .methods import optimistix_method as solver_stepper
-
-            make_stepper = functools.partial(solver_stepper.make, optimizer)
-            super().__init__(
-                callback,
-                evaluate,
-                make_stepper,
-                functools.partial(solver_stepper.endings, optimizer),
-                True,
-            )
-        else:
-            make_stepper = functools.partial(_optax_stepper, check_optimizer(optimizer))
-            super().__init__(callback, evaluate, make_stepper)
+        method = OptimistixMethod(optimizer) if is_minimiser(optimizer) else OptaxMethod(optimizer)
+        super().__init__(callback, functools.partial(_evaluate, loss, has_aux), method)
 
     def run(
         self,
@@ -160,13 +148,3 @@ class OptaxOptimizer(Fitter):
 
 def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:
     return check_loss(loss(state), has_aux)
-
-
-def _optax_stepper(
-    optimizer: optax.GradientTransformation,
-    objective: Objective,
-    mode: str | None,
-    names: PyTree,
-    values: Values,
-) -> OptaxStepper:
-    return OptaxStepper(objective, optimizer, mode or "rev", names)

@@ -104,11 +104,10 @@ TABLE = {
     "max_steps a bool": (lambda: fit(max_steps=True), TypeError, "max_steps.*integer.*True"),
     "max_steps None": (lambda: fit(max_steps=None), TypeError, "max_steps.*integer.*None"),
     "value a string": (lambda: Parameter("k", "fast"), TypeError, "'k'.*number.*'fast'"),
-    "value None": (lambda: Parameter("k", None), TypeError, "'k'.*number.*None"),
+    "value None": (lambda: Parameter("k", None), TypeError, "'k'.*value is missing"),
     "value NaN": (lambda: Parameter("k", np.nan), ValueError, "'k'.*finite.*nan"),
     "value below": (lambda: Parameter("k", -1, lower=0), ValueError, "'k'.*-1.*lower=0"),
     "value above": (lambda: Parameter("k", 2, upper=1), ValueError, "'k'.*2.*upper=1"),
-    "bounds equal": (lambda: Parameter("k", 1, lower=1, upper=1), ValueError, "'k'.*lower.*less"),
     "bounds swapped": (lambda: Parameter("k", 1, lower=2, upper=0), ValueError, "'k'.*lower.*less"),
     "bounds of another shape": (
         lambda: Parameter("k", jnp.ones(3), lower=jnp.zeros(2)),
@@ -143,7 +142,7 @@ TABLE = {
     "callback without rhythm": (
         lambda: fit(callback=NoRhythm()),
         ValueError,
-        "NoRhythm.*every.*positive integer.*0",
+        "NoRhythm.*every.*positive.*0",
     ),
     "callback that returns something else": (
         lambda: fit(callback=lambda *arguments: "go on"),

@@ -12,6 +12,7 @@ import pytest
 
 from fitopt import HostCallback, OptaxOptimizer, Parameter, optimizers
 from fitopt.callbacks import (
+    AdaptLearningRate,
     EarlyStopping,
     KeepBest,
     PrintGradients,
@@ -26,7 +27,6 @@ from fitopt.callbacks import (
     RecordParameters,
     RecordTime,
     ReduceOnPlateau,
-    SetLearningRate,
     StopAfter,
     StopOnGradient,
     StopOnLoss,
@@ -61,7 +61,7 @@ def careful(history):
 def everything(logger):
     """All of them, but those that write files and draw; what stops does so at different steps."""
     return [
-        EarlyStopping(3, restore_best=True),
+        EarlyStopping(3),
         StopOnLoss(1e-6),
         StopOnGradient(1e-9),
         StopOnStep(0.0, 1e-9),
@@ -143,7 +143,7 @@ def test_fits_at_once_with_the_same_callbacks_do_not_mix(caplog, logger):
 
 def test_a_rate_from_the_history_is_that_of_its_own_fit():
     fit = OptaxOptimizer(
-        quadratic, optimizers.sgd(0.3), [SetLearningRate(careful), RecordLearningRate()]
+        quadratic, optimizers.sgd(0.3), [AdaptLearningRate(careful), RecordLearningRate()]
     )
     first, *_, last = [fit.run(state_from(x), 12)[1]["learning_rate"] for x in (3.0, -8.0, 3.0)]
     np.testing.assert_array_equal(first, last)
@@ -162,7 +162,7 @@ class Ending(StopOnLoss):
     def finish(self, history, carry):
         history.setdefault("finished", []).append(self.name)
 
-    def why(self):
+    def stop_reason(self):
         return f"{self.name} has seen enough"
 
 
@@ -189,7 +189,7 @@ def test_of_several_that_stop_in_the_same_step_the_first_is_named_and_all_finish
 
 
 def test_every_counts_the_steps_of_the_whole_fit_wherever_python_looks_in(parabola):
-    # Visits at multiples of 5 and 7 end a stretch there; the series know nothing of that.
+    # Visits at multiples of 5 and 7 end a chunk there; the series know nothing of that.
     seen = {5: [], 7: []}
     visits = [every(n, lambda step, *rest, n=n: seen[n].append(step)) for n in seen]
     series = [RecordParameters(every=3), Record("step", lambda info: info.step, every=4), RecordTime(6)]

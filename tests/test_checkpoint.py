@@ -62,7 +62,7 @@ def assert_same(one, other):
     assert history.keys() == reference.keys()
     for name in history.keys() - {"elapsed"}:
         jax.tree.map(np.testing.assert_array_equal, history[name], reference[name])
-    for name in history._every:
+    for name in history.every:
         np.testing.assert_array_equal(history.steps(name), reference.steps(name))
 
 
@@ -338,14 +338,14 @@ def test_a_directory_that_vanishes_is_one_warning_and_the_fit_goes_on(tmp_path, 
 
 
 def test_a_full_disk_is_one_warning_and_later_checkpoints_are_tried(tmp_path, parabola, monkeypatch):
-    write = fitopt.checkpoint.write
+    write = checkpoint.write
 
-    def full_for_a_while(manager, files, contents):
-        if 4 <= contents.point.steps < 12:
+    def full_for_a_while(manager, files, frozen):
+        if 4 <= frozen.contents.step < 12:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(manager, files, contents)
+        write(manager, files, frozen)
 
-    monkeypatch.setattr(fitopt.checkpoint, "write", full_for_a_while)
+    monkeypatch.setattr(checkpoint, "write", full_for_a_while)
     fit = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=2, keep=9))
     with pytest.warns(RuntimeWarning, match="could not write .* No space left on device") as caught:
         _, history = fit.run(parabola, 14)
@@ -443,7 +443,9 @@ def test_a_fit_that_is_killed_again_and_again_ends_as_the_uninterrupted_one(tmp_
     ("arguments", "error", "message"),
     [
         ({"directory": 3}, TypeError, "directory must be a path"),
-        ({"directory": "x", "every": 0}, ValueError, "every must be a positive integer or None"),
+        ({"directory": "x", "every": 0}, ValueError, "every must be a positive integer"),
+        ({"directory": "x", "every": 2.5}, TypeError, "every must be an integer"),
+        ({"directory": "x", "seconds": "1"}, TypeError, "seconds must be a number"),
         ({"directory": "x", "keep": 0}, ValueError, "keep must be a positive integer"),
         ({"directory": "x", "seconds": float("nan")}, ValueError, "seconds must be at least 0"),
     ],

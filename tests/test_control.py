@@ -5,8 +5,9 @@ import numpy as np
 import optax
 import pytest
 
-from fitopt import Callback, HostCallback, OptaxOptimizer, Parameter, optimizers, schedules
+from fitopt import OptaxOptimizer, Parameter, optimizers, schedules
 from fitopt.callbacks import (
+    AdaptLearningRate,
     PrintLoss,
     RecordLearningRate,
     ReduceOnPlateau,
@@ -30,7 +31,7 @@ LOSSES = [
 PLATEAUS = [
     ({}, [38], 0.1),
     ({"factor": 0.5, "patience": 2}, [10, 19, 22, 26, 30, 33, 36, 39], 0.5**8),
-    ({"factor": 0.5, "patience": 2, "min_lr": 0.3}, [10, 19], 0.3),
+    ({"factor": 0.5, "patience": 2, "min_learning_rate": 0.3}, [10, 19], 0.3),
     ({"factor": 0.5, "patience": 1, "cooldown": 4}, [6, 15, 21, 29, 35], 0.5**5),
     ({"factor": 0.5, "patience": 3, "rtol": 0.1}, [8, 16, 20, 24, 28, 32, 36], 0.5**7),
     ({"factor": 0.5, "patience": 2, "rtol": 0.0, "min_delta": 0.25},
@@ -74,7 +75,7 @@ def test_a_negative_loss_that_gets_worse_is_a_bad_step():
 
 def test_all_groups_are_reduced():
     groups = optimizers.groups({"a": optimizers.adam(0.4), "b": optimizers.sgd(0.2)})
-    callbacks = [ReduceOnPlateau(0.5, 0, min_lr=0.15), RecordLearningRate()]
+    callbacks = [ReduceOnPlateau(0.5, 0, min_learning_rate=0.15), RecordLearningRate()]
     state = {"a": Parameter("a", 1.0), "b": Parameter("b", 1.0)}
     fit = OptaxOptimizer(lambda s: 0.0 * (s["a"] + s["b"]), groups, callbacks)
     rates = fit.run(state, 4)[1]["learning_rate"]
@@ -83,6 +84,11 @@ def test_all_groups_are_reduced():
 
 
 SCHEDULE = schedules.cosine_annealing(0.5, 20)
+
+
+def careful(history):
+    """A learning rate that depends on what has been seen."""
+    return 0.1 * history["loss"][-1]
 
 
 @pytest.mark.parametrize("optimizer", [optimizers.sgd(9.0), optax.inject_hyperparams(optax.sgd)(9.0)])
@@ -111,7 +117,7 @@ def test_a_function_of_the_history_sets_the_rate_from_the_next_step_on(parabola)
         seen.append(len(history["loss"]))
         return {1: 0.25, 4: None, 7: 0.0}[len(history["loss"])]
 
-    callbacks = [SetLearningRate(rate, every=3), RecordLearningRate()]
+    callbacks = [AdaptLearningRate(rate, every=3), RecordLearningRate()]
     _, history = OptaxOptimizer(quadratic, optimizers.sgd(0.1), callbacks).run(parabola, 9)
     rates = [0.1] + 6 * [0.25] + 2 * [0.0]
     np.testing.assert_allclose(history["learning_rate"], rates, rtol=1e-6)
@@ -120,7 +126,9 @@ def test_a_function_of_the_history_sets_the_rate_from_the_next_step_on(parabola)
     assert seen == [1, 4, 7]
 
 
-@pytest.mark.parametrize("steer", [ReduceOnPlateau(), SetLearningRate(SCHEDULE), SetLearningRate(len)])
+@pytest.mark.parametrize(
+    "steer", [ReduceOnPlateau(), SetLearningRate(SCHEDULE), AdaptLearningRate(careful)]
+)
 def test_an_optimizer_without_a_rate_of_its_own_is_an_error(parabola, steer):
     with pytest.raises(ValueError, match="the state of this optimizer holds no learning rate"):
         OptaxOptimizer(quadratic, optax.sgd(0.1), steer).run(parabola, 3)
@@ -128,20 +136,26 @@ def test_an_optimizer_without_a_rate_of_its_own_is_an_error(parabola, steer):
 
 @pytest.mark.parametrize(
     "steer",
-    [ReduceOnPlateau(), SetLearningRate(SCHEDULE), SetLearningRate(lambda h: 0.1 * h["loss"][-1])],
+    [ReduceOnPlateau(), SetLearningRate(SCHEDULE), AdaptLearningRate(careful)],
 )
 def test_an_optimizer_whose_rate_follows_a_schedule_is_an_error(parabola, steer):
     with pytest.raises(ValueError, match="a schedule sets this learning rate"):
         OptaxOptimizer(quadratic, optimizers.sgd(SCHEDULE), steer).run(parabola, 3)
 
 
-def test_a_rate_that_is_no_number_is_an_error():
-    with pytest.raises(TypeError, match="SetLearningRate: rate must return a real scalar"):
-        SetLearningRate(lambda step: jnp.ones(3) * step)
-    with pytest.raises(TypeError, match="SetLearningRate: rate must be a function of the step, or"):
-        SetLearningRate(0.1)
-    with pytest.raises(TypeError, match="jnp.where"):
-        SetLearningRate(lambda step: 0.1 if step < 10 else 0.01)
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda step: jnp.ones(3) * step, "schedule must return a real scalar"),
+        (lambda step: None, "schedule must return a real scalar"),
+        (0.1, "SetLearningRate: schedule must be a function of the step, got 0.1"),
+        (lambda step: 0.1 if step < 10 else 0.01, "jnp.where"),
+        (careful, "AdaptLearningRate takes functions of the history"),
+    ],
+)
+def test_what_is_no_schedule_is_an_error(schedule, message):
+    with pytest.raises(TypeError, match=message):
+        SetLearningRate(schedule)
 
 
 class Calls:
@@ -190,15 +204,14 @@ def test_only_plain_functions_can_be_timed(callback):
         lambda: ReduceOnPlateau(factor=1.0),
         lambda: ReduceOnPlateau(factor=0),
         lambda: ReduceOnPlateau(patience=-1),
-        lambda: ReduceOnPlateau(patience=1.5),
-        lambda: ReduceOnPlateau(min_lr=-1e-3),
+        lambda: ReduceOnPlateau(min_learning_rate=-1e-3),
         lambda: ReduceOnPlateau(rtol=-1.0),
         lambda: ReduceOnPlateau(min_delta=float("inf")),
-        lambda: ReduceOnPlateau(cooldown=True),
+        lambda: ReduceOnPlateau(cooldown=-1),
         lambda: SetLearningRate(SCHEDULE, every=0),
         lambda: every(0, print),
+        lambda: AdaptLearningRate(careful, every=0),
         lambda: once(-1, print),
-        lambda: once(1.0, print),
     ],
 )
 def test_settings_that_make_no_sense_are_errors(make):
@@ -206,6 +219,17 @@ def test_settings_that_make_no_sense_are_errors(make):
         make()
 
 
-def test_they_are_of_the_kind_that_they_run_as():
-    assert isinstance(SetLearningRate(SCHEDULE), Callback)
-    assert isinstance(SetLearningRate(lambda history: history["loss"][-1]), HostCallback)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ReduceOnPlateau(factor="half"),
+        lambda: ReduceOnPlateau(patience=1.5),
+        lambda: ReduceOnPlateau(cooldown=True),
+        lambda: ReduceOnPlateau(monitor=3),
+        lambda: AdaptLearningRate(0.1),
+        lambda: once(1.0, print),
+    ],
+)
+def test_settings_of_another_kind_are_errors_of_type(make):
+    with pytest.raises(TypeError, match="must be"):
+        make()

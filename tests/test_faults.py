@@ -14,7 +14,7 @@ import pytest
 
 from fitopt import HostCallback, OptaxOptimizer, Parameter
 from fitopt.callbacks import EarlyStopping, KeepBest, ProgressBar, Record, RecordParameters
-from fitopt.engine.run import Run
+from fitopt.engine.chunks import Chunks
 
 from .conftest import quadratic
 
@@ -266,17 +266,17 @@ def test_an_exception_brings_what_was_reached_and_the_fit_can_go_on(parabola, ca
 
 
 def test_a_second_ctrl_c_raises_and_brings_what_was_reached(parabola, monkeypatch):
-    collect = Run.collect
+    collect = Chunks._collect
 
-    def collect_and_press(self, stretch, limit):
-        if self.done > 1000:
+    def collect_and_press(self, chunk, limit):
+        if self.point.steps > 1000:
             press_ctrl_c()
             press_ctrl_c()
-        return collect(self, stretch, limit)
+        return collect(self, chunk, limit)
 
     fit = OptaxOptimizer(quadratic, optax.adam(1e-4), RecordParameters(every=7))
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "collect", collect_and_press)
+        patch.setattr(Chunks, "_collect", collect_and_press)
         with pytest.raises(KeyboardInterrupt) as raised:
             fit.run(parabola, 10**8)
     _, history = raised.value.fit

@@ -1,5 +1,7 @@
 """Parameter groups: which optimizer moves what, and what is said about patterns that do not fit."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,7 +81,9 @@ def test_names_match_where_they_are_known():
     assert moved(by_name(optimizer, NAMES)) == {"rate_a", "rate_b"}
     with pytest.raises(ValueError, match=r"rate_a \(alpha\), rate_b \(beta\), weights/in \(w\)"):
         by_name(groups({"gamma": sgd(1.0)}, default=sgd(1.0)), NAMES).init(START)
-    with pytest.raises(ValueError, match=r"'alpha' matches none; .*names are not known here: give pat"):
+    with pytest.raises(
+        ValueError, match=r"'alpha' matches none; the free parameters are: rate_a, rate_b"
+    ):
         optimizer.init(START)
 
 
@@ -110,6 +114,53 @@ def test_names_of_one_fit_do_not_reach_the_next():
         by_name(groups({"alpha": None}), NAMES).init(START)
     with pytest.raises(ValueError, match="'alpha' matches none"):
         optimizer.init(START)
+
+
+def test_fits_at_once_keep_their_names_apart():
+    optimizer, found = groups({"alpha": sgd(0.5), "beta": None}), {}
+
+    def fit(first, second):
+        state = {"a": Parameter(first, 3.0), "b": Parameter(second, 3.0)}
+        found[first], _ = run(optimizer, 1, state, loss=lambda s: (s["a"] - 1) ** 2 + (s["b"] - 1) ** 2)
+
+    threads = [threading.Thread(target=fit, args=x) for x in (("alpha", "beta"), ("beta", "alpha"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {"alpha": {"a": 1.0, "b": 3.0}, "beta": {"a": 3.0, "b": 1.0}}
+
+
+def test_what_optimizers_are_handed_besides_goes_by_name_too():
+    def update(updates, state, params=None, *, grad, value_fn, obj_fn, grad_fn, **extra):
+        assert jax.tree.structure(updates) == jax.tree.structure(params) == jax.tree.structure(grad)
+        assert jax.tree.structure(grad_fn(params)) == jax.tree.structure(params)
+        return jax.tree.map(lambda x: x + value_fn(params) + obj_fn(params), updates), state
+
+    probe = optax.GradientTransformationExtraArgs(lambda params: (), update)
+    optimizer = by_name(optax.chain(groups({"alpha": None}, default=sgd(1.0)), probe), NAMES)
+    functions = {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
+    updates, _ = optimizer.update(START, optimizer.init(START), START, grad=START, **functions)
+    close(updates["rate_a"], 2 * loss(START))
+
+
+def test_without_groups_an_optimizer_gets_the_trees_as_they_are():
+    slower = optax.stateless(
+        lambda updates, _: jax.tree.map(jnp.multiply, updates, {"a": 0.5, "b": 1.0})
+    )
+    state = {"a": Parameter("alpha", 3.0), "b": Parameter("beta", 3.0)}
+    fitted, _ = run(optax.chain(sgd(0.5), slower), 1, state, loss=lambda s: s["a"] ** 2 + s["b"] ** 2)
+    assert fitted == {"a": 1.5, "b": 0.0}
+
+
+def test_names_change_no_number_of_a_line_search_behind_groups():
+    def losses(name):
+        search = optax.scale_by_backtracking_linesearch(5, store_grad=True)
+        optimizer = optax.chain(groups({"*": sgd(0.8)}), search)
+        state = {"a": Parameter(name, 3.0), "b": Parameter("b", 2.0)}
+        return run(optimizer, 6, state, loss=lambda s: s["a"] ** 4 + s["b"] ** 2)[1]
+
+    np.testing.assert_array_equal(losses("alpha"), losses("a"))
 
 
 def test_groups_within_lookahead_go_by_name_through_run():

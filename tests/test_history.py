@@ -15,7 +15,7 @@ import pytest
 
 from fitopt import History, OptaxOptimizer, Parameter
 from fitopt.callbacks import RecordParameters, StopOnLoss
-from fitopt.history import Series
+from fitopt.engine.history_writer import _Series as Series
 
 from .conftest import quadratic
 
@@ -120,7 +120,7 @@ def test_a_series_grows_by_chunks_and_takes_only_what_counts():
 def made_of(every=None, **series):
     """A history of series that were recorded every so many steps."""
     history = History(series)
-    history._every = dict(every or {})
+    history.every = dict(every or {})
     return history
 
 

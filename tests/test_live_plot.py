@@ -338,6 +338,11 @@ def test_arguments_that_cannot_be_meant_are_named(arguments, message):
         LivePlot(*arguments)
 
 
+def test_a_path_of_another_kind_is_an_error_of_type():
+    with pytest.raises(TypeError, match="LivePlot: path must be a path, got 3"):
+        LivePlot(path=3)
+
+
 def test_without_matplotlib_an_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r'pip install "fitopt\[plot\]"'):

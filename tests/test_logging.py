@@ -133,8 +133,8 @@ def test_directories_are_made(parabola, tmp_path):
 def first_steps(history, steps):
     """What was recorded in the first steps."""
     part = History()
-    part._every = dict(history._every)
-    for name, every in {"loss": 1, **part._every}.items():
+    part.every = dict(history.every)
+    for name, every in {"loss": 1, **part.every}.items():
         part[name] = jax.tree.map(lambda x, every=every: x[: -(-steps // every)], history[name])
     return part
 
@@ -241,7 +241,7 @@ def test_rows_are_there_up_to_an_exception_in_another_callback(parabola, path):
 
 
 def test_ctrl_c_in_the_middle_of_writing_leaves_each_row_once(parabola, path, monkeypatch):
-    write = fitopt.callbacks.logging._lines
+    write = fitopt.callbacks.loggers._lines
     calls = []
 
     def interrupted(rows):
@@ -250,7 +250,7 @@ def test_ctrl_c_in_the_middle_of_writing_leaves_each_row_once(parabola, path, mo
             raise KeyboardInterrupt
         return write(rows)
 
-    monkeypatch.setattr(fitopt.callbacks.logging, "_lines", interrupted)
+    monkeypatch.setattr(fitopt.callbacks.loggers, "_lines", interrupted)
     _, history = fit([lambda *arguments: None, CSVLogger(path)], parabola)
     assert "interrupted" in history["stop_reason"] and 0 < history["n_steps"] < 20
     assert read(path)["step"] == tuple(range(history["n_steps"]))
@@ -277,10 +277,18 @@ def test_two_fits_at_once_cannot_write_to_one_file(parabola, path):
     assert read(path)["step"] == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, True])
-def test_every_must_be_a_positive_integer(every):
-    with pytest.raises(ValueError, match="CSVLogger: every must be a positive integer"):
-        CSVLogger("fit.csv", every)
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("fit.csv", 0), ValueError, "CSVLogger: every must be a positive integer, got 0"),
+        (("fit.csv", 1.5), TypeError, "CSVLogger: every must be an integer, got 1.5"),
+        (("fit.csv", True), TypeError, "CSVLogger: every must be an integer, got True"),
+        ((3,), TypeError, "CSVLogger: path must be a path, got 3"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_errors(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CSVLogger(*arguments)
 
 
 def test_a_fit_of_no_steps_leaves_the_header(parabola, path):

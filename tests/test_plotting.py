@@ -26,7 +26,7 @@ def agg():
 
 def history_of(losses, **series):
     history = History(loss=np.asarray(losses, float), n_steps=len(losses), **series)
-    history._every = {name: 1 for name in series}
+    history.every = {name: 1 for name in series}
     return history
 
 

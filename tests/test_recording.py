@@ -10,7 +10,6 @@ import pytest
 
 from fitopt import OptaxOptimizer, Parameter, optimizers
 from fitopt.callbacks import (
-    EarlyStopping,
     KeepBest,
     Record,
     RecordAux,
@@ -108,14 +107,32 @@ def test_a_learning_rate_that_is_not_known_cannot_be_recorded(parabola):
         OptaxOptimizer(quadratic, SGD, RecordLearningRate()).run(parabola, 2)
 
 
-@pytest.mark.parametrize("callback", [KeepBest(), EarlyStopping(100, restore_best=True)])
 @pytest.mark.parametrize("best", [0, 2, 5])
-def test_the_best_loss_is_paired_with_the_parameters_at_which_it_was_taken(callback, best):
+def test_the_best_loss_is_paired_with_the_parameters_at_which_it_was_taken(best):
     losses = [5.0, 6.0, 7.0, 8.0, 9.0, 5.5]
     losses[best] = 1.0
-    fitted, history = run_walk(losses, callback)  # x = 5 is where the fit ends
+    fitted, history = run_walk(losses, KeepBest())  # x = 5 is where the fit ends
     assert float(fitted["x"]) == best
     assert history["final_loss"] == 1.0
+
+
+# The steps of the walk are compared with the state after the last one, whose loss no step records.
+@pytest.mark.parametrize("callback", [KeepBest(), KeepBest(every=2), KeepBest(monitor=lambda i: i.loss)])
+@pytest.mark.parametrize("losses", [[5.0, 3.0, 4.0, 2.0], [2.0, 2.0, 2.0, 2.0], [2.0, 3.0, 4.0, 2.0]])
+def test_what_is_kept_is_never_worse_than_the_last_state_which_wins_a_tie(callback, losses):
+    fitted, history = run_walk(losses, callback)
+    assert float(fitted["x"]) == 3.0 and history["final_loss"] == 2.0
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [optimizers.sgd(1.05), optimizers.lookahead(optimizers.sgd(1.05), 3), optimizers.lbfgs()],
+    ids=["overshooting", "averaging", "with a line search"],
+)
+def test_the_loss_of_what_is_kept_is_that_of_the_state_and_the_least(parabola, optimizer):
+    fitted, history = OptaxOptimizer(quadratic, optimizer, KeepBest()).run(parabola, 7)
+    assert history["final_loss"] == pytest.approx(float(quadratic(fitted)), rel=1e-6)
+    assert history["final_loss"] <= min(history["loss"])
 
 
 def test_without_keep_best_the_last_state_is_returned():
@@ -124,15 +141,9 @@ def test_without_keep_best_the_last_state_is_returned():
     assert history["best_loss"] == 1.0 and history["best_step"] == 1
 
 
-@pytest.mark.parametrize(
-    "callback",
-    [
-        KeepBest(monitor=lambda info: info.aux["validation"]),
-        EarlyStopping(9, restore_best=True, monitor=lambda info: info.aux["validation"]),
-    ],
-)
 @pytest.mark.parametrize("best", [0, 2, 5])
-def test_with_a_monitor_the_state_at_which_that_was_least_is_returned(callback, best):
+def test_with_a_monitor_the_state_at_which_that_was_least_is_returned(best):
+    callback = KeepBest(monitor=lambda info: info.aux["validation"])
     validation = [5.0, 6.0, 7.0, 8.0, 9.0, 5.5]
     validation[best] = 1.0
     losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]  # the first is least
@@ -172,11 +183,9 @@ def test_keep_best_may_look_at_some_steps_only_and_always_at_the_last_state(loss
     [
         lambda: Record("loss", lambda info: info.loss),
         lambda: Record("x", lambda info: info.loss, every=0),
-        lambda: RecordParameters(every=1.5),
         lambda: RecordGradients(every=0),
-        lambda: RecordGradientNorm(every=True),
-        lambda: RecordGradientNorm(norm=2),
-        lambda: RecordLearningRate(every="all"),
+        lambda: RecordGradientNorm(norm="l1"),
+        lambda: RecordLearningRate(every=0),
         lambda: RecordAux(every=-1),
         lambda: RecordTime(every=0),
         lambda: KeepBest(every=0),
@@ -187,6 +196,18 @@ def test_settings_that_make_no_sense_are_errors(make):
         make()
 
 
-def test_record_wants_a_function():
-    with pytest.raises(TypeError, match="fn must be a function of the step's info, got 3"):
-        Record("x", 3)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Record(3, lambda info: info.loss),
+        lambda: Record("x", 3),
+        lambda: RecordParameters(every=1.5),
+        lambda: RecordGradientNorm(every=True),
+        lambda: RecordGradientNorm(norm=2),
+        lambda: RecordLearningRate(every="all"),
+        lambda: KeepBest(monitor="validation"),
+    ],
+)
+def test_settings_of_another_kind_are_errors_of_type(make):
+    with pytest.raises(TypeError, match="must be"):
+        make()

@@ -105,7 +105,7 @@ def cauchy(x, losses, rtol, atol):
 
 @pytest.mark.parametrize(("rtol", "atol"), [(1e-2, 0.0), (0.0, 1e-2), (3e-3, 1e-4)])
 def test_stop_on_step_wants_parameters_and_loss_to_stand_still(rtol, atol):
-    # In coordinates, which are a thousandth of the values, the tolerance would be reached earlier.
+    # Unconstrained values, a thousandth of the values, would come within the tolerance earlier.
     state = {"x": Parameter("x", jnp.array([3.0, 6.0]), scale=1e3)}
     loss = lambda state: 0.5 + jnp.sum((state["x"] - 1.0) ** 2)
     x = 1 + np.array([2.0, 5.0]) * 0.8 ** np.arange(100)[:, None]
@@ -137,23 +137,36 @@ def test_stop_after_stops_when_time_is_up(parabola, monkeypatch):
     "make",
     [
         lambda: EarlyStopping(0),
-        lambda: EarlyStopping(2.5),
-        lambda: EarlyStopping(True),
         lambda: EarlyStopping(2**24 + 1),
         lambda: EarlyStopping(3, min_delta=-1.0),
         lambda: EarlyStopping(3, min_delta=float("nan")),
         lambda: StopOnLoss(float("nan")),
-        lambda: StopOnLoss("small"),
         lambda: StopOnGradient(-1e-3),
         lambda: StopOnGradient(1e-3, norm="inf"),
         lambda: StopOnStep(1e-3, -1.0),
         lambda: StopOnStep(float("inf"), 0.0),
         lambda: StopAfter(-1),
-        lambda: StopAfter(None),
     ],
 )
 def test_settings_that_make_no_sense_are_errors(make):
     with pytest.raises(ValueError, match="must be"):
+        make()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EarlyStopping(2.5),
+        lambda: EarlyStopping(True),
+        lambda: EarlyStopping(3, min_delta=None),
+        lambda: StopOnLoss("small"),
+        lambda: StopOnGradient(1e-3, norm=2),
+        lambda: StopOnStep(1e-3, 1j),
+        lambda: StopAfter(None),
+    ],
+)
+def test_settings_of_another_kind_are_errors_of_type(make):
+    with pytest.raises(TypeError, match="must be"):
         make()
 
 

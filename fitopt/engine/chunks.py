@@ -1,37 +1,375 @@
-"""How long stretches should be."""
+"""The only owner of what goes from step to step: chunks of steps, and the way back to earlier points."""
 
-from .compiled import MOST_STEPS
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
-STRETCH_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this
+import jax
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from ..history import Description, ResumePoint
+from ..methods.method import Constants, StopReason
+from ..optimizers.composition import number
+from ..parameter.specification import called, check_value
+from ..state import Flat, Layout, ParameterVector
+from . import resume, snapshot
+from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
+from .pace import Pace, Rhythm
+from .snapshot import Snapshot
+from .validation import bad_start, depth_in_package
+
+_SHORT_SECONDS = 1e-3  # a chunk shorter than this is begun while callbacks look at the last one
 
 
-class Pace:
-    """Seconds a step, and the length of stretches that follows from it.
+class Point(NamedTuple):
+    """Where a fit stands after some good steps: all that going on from there, or back to it, takes."""
 
-    `known` keeps the pace from fit to fit, by `key`: the shapes of all arrays.
+    steps: int
+    carry: Snapshot | None  # None before the first step
+    programs: Programs
+    constants: Constants
+    values: list[Array]  # of the free Parameters
+    last: dict[str, PyTree]  # of the last step's info what host callbacks use
+    edited: bool = False  # whether a callback has changed the state after the last step
+
+    @property
+    def layout(self) -> Layout:
+        return self.programs.loop.layout
+
+    @property
+    def fixed_state(self) -> PyTree:
+        """The state with None in place of the free Parameters."""
+        return self.layout.fixed_state(self.constants.fixed)
+
+
+class Advance(NamedTuple):
+    """What a chunk has brought."""
+
+    steps: int  # good ones
+    losses: np.ndarray  # of these, and what lies behind them is not meant
+    records: tuple[dict[str, PyTree] | None, ...]  # likewise, of each traced callback
+    stopper: int | None  # which traced callback ended it, or, counted on, which of the method's reasons
+    fault: str | None = None  # what went wrong at the step after them
+    is_lost: bool = False  # whether it went wrong at once after a resume: no good point is known
+
+
+class End(NamedTuple):
+    """Where a fit has ended."""
+
+    values: list[Array]
+    loss: float
+    callbacks: tuple[PyTree, ...]  # the carries of traced callbacks, which have seen this loss
+    fault: str | None  # what went wrong in the evaluation of an earlier end
+
+
+class Chunks:
+    """Makes the steps of a fit, chunk by chunk; iterating over it does that.
+
+    The carry's large arrays are donated from chunk to chunk, so nobody else may hold it. `point` is
+    where the fit stands, and never changes: going on makes another one. To go back to a step between
+    two points, the steps from the first of them are made again, to the last bit: that costs nothing
+    until then.
     """
 
-    def __init__(self, known: dict[tuple, float], key: tuple):
-        self.known = known
-        self.key = key
-        self.seconds = 0.0  # a step
+    def __init__(
+        self,
+        programs_for: Callable[[Layout], Programs],
+        flat: Flat,
+        rhythm: Rhythm,
+    ):
+        self._programs_for = programs_for
+        self._rhythm = rhythm
+        self._max_steps = rhythm.max_steps
+        self._may_run_ahead = rhythm.is_free
+        self._flat = flat
+        programs, constants = programs_for(flat.layout), Constants(flat.free, flat.fixed)
+        self.point = Point(0, None, programs, constants, list(flat.free), {})
+        self._before: Point | None = None  # where the last chunk that made a step has begun
+        self._resume_at: Point | None = None  # where to go on later, if not at the last point
+        self._resumed = False
+        shapes = tuple(getattr(x, "shape", ()) for x in (*flat.free, *flat.fixed))
+        self._pace = Pace(programs.pace, shapes)
+        self._early: Chunk | None = None  # the next chunk, if it has begun
+        self._evaluation: Chunk | None = None  # the step after the last one, likewise
+        self._descriptions: dict[Programs, tuple[Description, Description]] = {}
+        self._began = time.perf_counter()
+        self._carry, self._inside = programs.start(constants)
+        if programs.averages is None:
+            programs.averages = programs.loop.averages(self._carry, constants)
 
-    def first(self) -> int:
-        """How many steps the first stretch should have."""
-        # Slower data of the same shape must not make it long: begin with a part.
-        pace = self.known.get(self.key)
-        return 1 if pace is None else max(1, min(int(STRETCH_SECONDS / pace / 2), MOST_STEPS))
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the fit began."""
+        return time.perf_counter() - self._began
 
-    def next(self, limit: int) -> int:
-        """How many the next one should have, after one of at most `limit`."""
-        return max(1, min(int(STRETCH_SECONDS / self.seconds), 32 * limit, MOST_STEPS))
+    # Going on with an earlier fit.
 
-    def note(self, limit: int, steps: int, seconds: float, began_early: bool) -> None:
-        """Learn from a stretch of at most `limit` steps."""
-        pace = seconds / max(steps, 1)
-        if began_early:  # before Python waited: it took at least so long
-            self.seconds = max(self.seconds, pace)
+    def take_up(self, point: ResumePoint) -> None:
+        """Stand where an earlier fit stood."""
+        here = self.point
+        resume.check_method(point, here.programs, here.constants)
+        if point.steps > self._max_steps:
+            raise ValueError(
+                f"cannot resume: max_steps is {self._max_steps}, and {point.steps} steps are made"
+            )
+        self._resumed = True
+        if point.carry is None:
             return
-        self.seconds = pace
-        if steps > limit // 2:
-            self.known[self.key] = pace
+        pairs = zip(here.constants.fixed, point.fixed, strict=True)
+        constants = Constants(point.start, [x if new is None else new for x, new in pairs])
+        structure = jax.tree.structure(snapshot.restore(self._carry))
+        carry = snapshot.take(jax.tree.unflatten(structure, point.carry))
+        values = here.programs.values(carry, constants)
+        self.point = Point(point.steps, carry, here.programs, constants, values, {})
+        self._go_back()
+        self._began -= point.elapsed
+
+    def resume_point(self) -> ResumePoint:
+        """All that going on from the last good step takes, besides the history."""
+        steps, carry, programs, constants, *_ = self._resume_at or self.point
+        pairs = zip(constants.fixed, self._flat.fixed, strict=True)
+        changed = [None if x is old else x for x, old in pairs]
+        known = self._descriptions
+
+        def describe() -> tuple[Description, Description]:
+            if programs not in known:
+                state = resume.describe_state(programs.loop.layout, constants)
+                known[programs] = state, resume.describe_method(programs, constants)
+            return known[programs]
+
+        leaves = None if carry is None else jax.tree.leaves(snapshot.restore(carry))
+        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, describe)
+
+    # Steps.
+
+    def __iter__(self) -> Iterator[Advance]:
+        """Make steps until all are made, or one has gone wrong."""
+        left = self._rhythm.steps_left(self.point.steps)
+        limit = min(self._pace.first(), left)
+        chunk = self._dispatch(limit) if limit else None
+        while chunk is not None:
+            since, began_early = time.perf_counter(), self._early is not None
+            self._early = None
+            advance = self._collect(chunk, limit)
+            self._pace.note(limit, advance.steps, time.perf_counter() - since, began_early)
+            ended = advance.fault is not None or self.point.steps == self._max_steps
+            if not ended:
+                limit = min(self._pace.next(limit), self._rhythm.steps_left(self.point.steps))
+                if advance.stopper is None and limit * self._pace.seconds < _SHORT_SECONDS:
+                    self._early = self._dispatch(limit)
+            yield advance
+            chunk = None if ended else self._early or self._dispatch(limit)
+
+    def _collect(self, chunk: Chunk, limit: int) -> Advance:
+        """Wait for a chunk."""
+        point = self.point
+        self._carry = chunk.carry
+        # If nobody looks in between, the evaluation after the last step need not wait for Python.
+        evaluation = None
+        if point.steps + limit == self._max_steps and self._ends_with_its_last_chunk:
+            evaluation = self._dispatch(1, self._max_steps)
+        steps, code = np.asarray(chunk.status).tolist()
+        losses = np.asarray(chunk.losses)
+        if point.steps == 0:
+            self._check_inside(self._inside, point.constants.start)
+        if code == NOT_FINITE:
+            fault = self._fall_back(steps - 1, float(losses[steps - 1]))
+            return Advance(steps - 1, losses, chunk.records, None, fault, fault is None)
+        self._before = point
+        self.point = point._replace(
+            steps=point.steps + steps,
+            carry=chunk.saved,
+            values=chunk.values,
+            last=chunk.last,
+            edited=False,
+        )
+        if code != RUNNING or self.point.steps == self._max_steps:
+            self._evaluation = evaluation
+        elif evaluation is not None:  # records have filled their buffer: it was not the end
+            self._go_back()
+            self._may_run_ahead = False
+        stopper = None if code == RUNNING else code - FIRST_CALLBACK
+        return Advance(steps, losses, chunk.records, stopper)
+
+    @property
+    def _ends_with_its_last_chunk(self) -> bool:
+        """Whether nobody looks between the last chunk and the evaluation after it, which is needed."""
+        programs = self.point.programs
+        looked_at = programs.finishes or programs.averages
+        after_update = programs.loop.problem.method.loss_after_update
+        return self._may_run_ahead and not looked_at and not after_update
+
+    def _dispatch(self, limit: int, first: int | None = None) -> Chunk:
+        """Start a chunk from the carry, which must not be used again; does not wait for it."""
+        point, carry = self.point, self._carry
+        span = np.array([point.steps if first is None else first, limit], np.int32)
+        return point.programs.advance(carry.large, carry.small, point.constants, span)
+
+    def _go_back(self) -> None:
+        """Take the carry from the point, after later steps have been begun with it."""
+        assert self.point.carry is not None
+        self._carry = self._fresh(self.point.carry)
+
+    def _fresh(self, saved: Snapshot) -> Snapshot:
+        """A carry to go on with from a saved one, which stays."""
+        return Snapshot(saved.small, self.point.programs.copies(saved.large)) if saved.large else saved
+
+    def _withdraw(self) -> None:
+        """Undo a chunk that was begun too early."""
+        if self._early is not None:
+            self._early = None
+            self._go_back()
+
+    # What host callbacks may change.
+
+    def edit(self, flat: Flat, who: str) -> None:
+        """Go on from another state that a callback has made."""
+        point = self.point
+        # Where an int or a string has changed, that is another program.
+        same = flat.layout == point.layout
+        programs = point.programs if same else self._programs_for(flat.layout)
+        self._withdraw()
+        constants = Constants(point.constants.start, flat.fixed)
+        self._carry, kept, inside = programs.move(self._carry, point.values, flat.free, constants)
+        self._check_inside(inside, flat.free, f"{who} returned a diff_state that leaves the bounds: ")
+        self.point = point._replace(
+            carry=Snapshot(self._carry.small, kept),
+            programs=programs,
+            constants=Constants(flat.free, flat.fixed),
+            values=flat.free,
+            edited=True,
+        )
+
+    @property
+    def learning_rate(self) -> PyTree:
+        """The current learning rate."""
+        point = self.point
+        rate = point.programs.learning_rate(point.carry or self._carry, point.constants)
+        if rate is None:
+            raise ValueError(
+                "the state of this optimizer holds no learning rate; use one of fitopt.optimizers, "
+                "or optax.inject_hyperparams"
+            )
+        return jax.tree.map(lambda x: np.array(x) if x.ndim else x.item(), rate)
+
+    def set_learning_rate(self, rate: PyTree) -> None:
+        """Set the learning rate from the next step on."""
+        rate = jax.tree.map(lambda x: number("learning_rate", x), rate)
+        self._withdraw()
+        point = self.point
+        self._carry, kept = point.programs.set_learning_rate(self._carry, rate, point.constants)
+        self.point = point._replace(carry=Snapshot(self._carry.small, kept))
+
+    def stop_reasons(self) -> tuple[StopReason, ...]:
+        """Why the method may have ended the fit."""
+        return self.point.programs.loop.problem.method.stop_reasons(self.point.values)
+
+    # Faults.
+
+    def _check_inside(self, inside: list[Array], values: Sequence[Array], prefix: str = "") -> None:
+        if not all(inside):
+            self._check_values(values, prefix)
+
+    def _check_values(self, values: Sequence[Array], prefix: str = "") -> None:
+        layout = self.point.layout
+        for name, spec, value in zip(layout.names, layout.specs, values, strict=True):
+            check_value(prefix + called(name), spec, value)
+
+    def _fall_back(self, steps: int, loss: float) -> str | None:
+        """Stand at the last good point, as `steps` steps after the current one something was not finite.
+
+        Returns what was wrong; None if the last good point is not known.
+        """
+        point, step = self.point, self.point.steps + steps
+        # The loss of a step is that of the point before its update, or of the point after it.
+        after_update = point.programs.loop.problem.method.loss_after_update
+        if step == 0:
+            self._check_values(point.constants.start)
+        if np.isfinite(loss):
+            back, good_steps, what = point, step, "the update"
+        else:
+            is_known = steps or (after_update and step and not point.edited)
+            back = point if is_known else self._before
+            good_steps, what = step if after_update else step - 1, f"the loss ({loss})"
+            if back is None and self._resumed:
+                return None
+            if back is None:
+                raise ValueError(bad_start(point.layout.names, point.constants.start, loss))
+        good = self._again(back, good_steps)
+        chunk = self._again(point, step)
+        last = chunk.last if steps else point.last
+        finite = point.programs.gradients_finite(chunk.carry, point.constants)
+        bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
+        gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
+        self._carry = good.carry
+        self._resume_at = back
+        self.point = back._replace(
+            steps=step, carry=good.saved, values=good.values, last=last, edited=False
+        )
+        fault = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
+        warnings.warn(fault, RuntimeWarning, stacklevel=depth_in_package())
+        return fault
+
+    def _again(self, point: Point, until: int) -> Chunk:
+        """Go back to a point and make its steps again, up to a number of the fit."""
+        if point.carry is None:
+            carry, _ = point.programs.start(point.constants)
+        else:
+            carry = self._fresh(point.carry)
+        span = np.array([point.steps, until - point.steps], np.int32)
+        return point.programs.advance(carry.large, carry.small, point.constants, span)
+
+    # The end.
+
+    def stalled_at_bounds(self) -> tuple[str, ...]:
+        """The names of elements next to bounds from which the loss falls into the allowed region.
+
+        A method that keeps bounds itself has looked.
+        """
+        point = self.point
+        if point.programs.loop.problem.method.keeps_bounds:
+            return ()
+        vector = ParameterVector.of(point.layout, point.values)
+        if not vector.can_be_flat.any():
+            return ()
+        elements = vector.elements(point.values)
+        near = np.asarray(vector.inside_by(elements, NEAR)[0] != elements)
+        if not (near & vector.can_be_flat).any():
+            return ()
+        return vector.labelled(np.asarray(point.programs.falls_inside(self._carry, point.constants)))
+
+    def end(self, last_loss: Callable[[], float]) -> End:
+        """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""
+        self._withdraw()
+        point = self.point
+        if point.programs.averages:
+            self._carry, kept, values = point.programs.settle(self._carry, point.constants)
+            self.point = point._replace(carry=Snapshot(self._carry.small, kept), values=values)
+        return self._evaluated(last_loss, None)
+
+    def carries(self) -> tuple[PyTree, ...]:
+        """Where traced callbacks stand, as NumPy arrays."""
+        return jax.tree.map(np.array, snapshot.restore(self._carry).callbacks)
+
+    def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End:
+        """The end, whose loss is what the next step would record; of that step nothing else is kept.
+
+        Where losses are those after the update, it is that of the last step.
+        """
+        point = self.point
+        after_update = point.programs.loop.problem.method.loss_after_update
+        if after_update and point.steps and not point.edited:
+            return End(point.values, last_loss(), _look_into(self._carry), fault)
+        if point.steps == 0:
+            self._check_inside(self._inside, point.constants.start)
+        chunk, self._evaluation = self._evaluation or self._dispatch(1), None
+        loss = float(np.asarray(chunk.losses)[0])
+        if np.isfinite(loss):
+            return End(point.values, loss, _look_into(chunk.carry), fault)
+        return self._evaluated(last_loss, self._fall_back(0, loss) or fault)
+
+
+def _look_into(carry: Snapshot) -> tuple[PyTree, ...]:
+    return snapshot.look_into(carry).callbacks

@@ -13,34 +13,32 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ..callback import Callback, StepInfo, own_methods
-from ..methods.method import MakeStepper, Objective, Stepper
-from ..state import Layout
+from ..methods.method import Constants, Method, Objective, Stepper
+from ..state import Layout, ParameterVector
 from . import snapshot
-from .records import MOST_STEPS, Recorder, check_names, records_of
+from .records import MOST_STEPS, Recorder, check_names
 from .snapshot import Small, Snapshot
 from .validation import check_update
 
-# How a stretch ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
-# the problem's endings are counted on from there.
+# How a chunk ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
+# the method's stop codes are counted on from there.
 RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
 
-# A step that ends the stretch takes this times its code off the count of steps: so one number tells the
-# loop both how far it has come and whether to go on. More than there are steps in a stretch.
+# A step that ends the chunk takes this times its code off the count of steps: so one number tells the
+# loop both how far it has come and whether to go on. It is more than there are steps in a chunk.
 _ENDED = 2**20
 
-
-Endings = Callable[[Sequence[Array]], tuple[str, ...]]  # sentences, for free values of some dtype
+NEAR = 1e-2  # of the width between bounds: next to them transforms are flat
+_FALLS = 1e-6  # of the loss: by more than that it falls
 
 
 class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
     evaluate: Callable[[Any], tuple[Any, Any]]  # the plain state -> (loss or residuals, aux)
-    make_stepper: MakeStepper
+    method: Method
     callbacks: tuple[Callback, ...]
     uses: tuple[str, ...]  # fields of StepInfo: what host callbacks look at
-    endings: Endings | None = None  # why the method itself may end a fit
-    follows: bool = False  # whether a step's loss is that of the coordinates after it
 
 
 class Carry(NamedTuple):
@@ -50,10 +48,10 @@ class Carry(NamedTuple):
     callbacks: tuple[PyTree, ...]
 
 
-class Stretch(NamedTuple):
+class Chunk(NamedTuple):
     """What one run of the compiled loop gives back."""
 
-    carry: Snapshot  # whose large arrays are donated to the next stretch
+    carry: Snapshot  # whose large arrays are donated to the next chunk
     kept: list[Array]  # copies of these
     values: list[Array]  # of the free Parameters, after the last step
     status: Array  # how many steps were begun, and how the last one ended
@@ -67,61 +65,35 @@ class Stretch(NamedTuple):
 
 
 class Loop:
-    """A problem, the layout of a state and a mode of differentiation.
-
-    Throughout, `start` are the values of the free Parameters before the first step (they hold the
-    entries that masks fix), and `fixed` are the arrays that the fit leaves as they are.
-    """
+    """A problem, the layout of a state and a mode of differentiation."""
 
     def __init__(self, problem: Problem, layout: Layout, mode: str | None):
         self.problem = problem
         self.layout = layout
         self.mode = mode
 
-    def coordinates(self, values: Sequence[Array]) -> PyTree:
-        pairs = zip(self.layout.specs, values, strict=True)
-        return self.layout.free_tree([spec.to_position(value) for spec, value in pairs])
+    def objective(self, constants: Constants) -> Objective:
+        vector = ParameterVector.of(self.layout, constants.start, self.problem.method.keeps_bounds)
+        return Objective(self.problem.evaluate, vector, constants, self.mode)
 
-    def values(self, coordinates: PyTree, start: Sequence[Array]) -> list[Array]:
-        leaves = jax.tree.leaves(coordinates)
-        triples = zip(self.layout.specs, leaves, start, strict=True)
-        return [spec.to_value(coordinate, value) for spec, coordinate, value in triples]
+    def bind(self, constants: Constants) -> tuple[Objective, Stepper]:
+        objective = self.objective(constants)
+        return objective, self.problem.method.bind(objective)
 
-    def stepper(self, start: Sequence[Array], fixed: Sequence[Any]) -> Stepper:
-        names = self.layout.free_tree([spec.name for spec in self.layout.specs])
-        bends = any(spec.is_bounded or spec.transform is not None for spec in self.layout.specs)
-        values = (lambda coordinates: self.values(coordinates, start)) if bends else None
-        return self.problem.make_stepper(self._objective(start, fixed), self.mode, names, values)
+    # The beginning.
 
-    def _objective(self, start: Sequence[Array], fixed: Sequence[Any]) -> Objective:
-        def objective(coordinates: PyTree) -> tuple[Array, Any]:
-            return self.problem.evaluate(self.layout.plain(self.values(coordinates, start), fixed))
-
-        return objective
-
-    def _blank_info(self, stepper: Stepper, method: PyTree, start: Sequence[Array]) -> StepInfo:
-        """A StepInfo in the shapes of those to come; `method` is the stepper's carry."""
-        coordinates = stepper.coordinates(method)
-        shapes = jax.eval_shape(stepper.evaluate, coordinates)
-        loss, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        params = self.layout.free_tree(self.values(coordinates, start))
-        grads = jax.tree.map(jnp.zeros_like, coordinates)
-        rate = stepper.learning_rate(method)
-        return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate)
-
-    def start(self, values: Sequence[Array], fixed: Sequence[Any]) -> tuple[Snapshot, list[Array]]:
+    def start(self, constants: Constants) -> tuple[Snapshot, list[Array]]:
         """The carry before the first step, and which of the values are inside their bounds."""
-        return snapshot.take(self.begin(values, fixed)), self.inside(values)
+        return snapshot.take(self.begin(constants)), self.inside(constants.start)
 
-    def begin(self, values: Sequence[Array], fixed: Sequence[Any]) -> Carry:
+    def begin(self, constants: Constants) -> Carry:
         """The carry before the first step."""
-        # Large arrays are donated to the first stretch: they must not share memory with the user's.
-        coordinates = self.coordinates([jnp.copy(value) for value in values])
-        stepper = self.stepper(values, fixed)
-        method = stepper.init(coordinates)
+        objective, stepper = self.bind(constants)
+        # Large arrays are donated to the first chunk: they must not share memory with the user's.
+        method = stepper.init(objective.position([jnp.copy(value) for value in constants.start]))
         carries: tuple[PyTree, ...] = ()
         if self.problem.callbacks:
-            info = self._blank_info(stepper, method, values)
+            info = _blank_info(objective, stepper, method)
             carries = tuple(callback.init(info) for callback in self.problem.callbacks)
             for _, choose in own_methods(self.problem.callbacks, "first_learning_rate"):
                 method = _with_rate(stepper, method, choose(info))
@@ -132,43 +104,41 @@ class Loop:
         pairs = zip(self.layout.specs, values, strict=True)
         return [spec.is_inside(value) for spec, value in pairs if spec.is_bounded]
 
+    # Steps.
+
     def step(
-        self, stepper: Stepper, carry: Carry, step: Array, start: Sequence[Array]
+        self, objective: Objective, stepper: Stepper, carry: Carry, step: Array
     ) -> tuple[Carry, StepInfo, Array, Array]:
         """One step: the carry after it, what callbacks saw, the loss as it was taken, and the code."""
         method, info = stepper.step(carry.stepper)
-        leaves = jax.tree.leaves(stepper.coordinates(method))
+        leaves = jax.tree.leaves(stepper.position(method))
         finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])
         # Callbacks get a loss that waits for the update. It tells them of a step that went wrong; and
         # XLA's CPU runtime hands work to other threads when more than a few small kernels are ready
         # at once, which costs more than the kernels do.
         loss = jnp.where(finite, info.loss, jnp.nan)
-        params = self.layout.free_tree(self.values(info.params, start))
-        rate = stepper.learning_rate(method)
-        told = info._replace(step=step, loss=loss, params=params, learning_rate=rate)
+        seen = info._replace(
+            step=step,
+            loss=loss,
+            params=objective.tree(objective.values(info.params)),
+            learning_rate=stepper.learning_rate(method),
+        )
         carries, code = [], jnp.full((), RUNNING, jnp.int32)
-        if self.problem.endings is not None:
-            ending, callbacks = stepper.ended(method), len(self.problem.callbacks)
-            code = jnp.where(ending > 0, FIRST_CALLBACK - 1 + callbacks + ending, code)
-        for number, callback in reversed([*enumerate(self.problem.callbacks)]):
+        stop_code, callbacks = stepper.stop_code(method), self.problem.callbacks
+        if stop_code is not None:
+            code = jnp.where(stop_code > 0, FIRST_CALLBACK - 1 + len(callbacks) + stop_code, code)
+        for number, callback in reversed([*enumerate(callbacks)]):
             before = carry.callbacks[number]
-            after, stop = check_update(callback, before, callback.update(told, before))
+            after, stop = check_update(callback, before, callback.update(seen, before))
             carries.insert(0, jax.tree.map(strongly_typed, after))
             if stop is not False:
                 code = jnp.where(stop, FIRST_CALLBACK + number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
-        for number, choose in own_methods(self.problem.callbacks, "next_learning_rate"):
-            method = _with_rate(stepper, method, choose(told, carries[number]))
-        return Carry(method, tuple(carries)), told, info.loss, code
+        for number, choose in own_methods(callbacks, "next_learning_rate"):
+            method = _with_rate(stepper, method, choose(seen, carries[number]))
+        return Carry(method, tuple(carries)), seen, info.loss, code
 
-    def advance(
-        self,
-        large: list[Array],
-        small: Small,
-        start: Sequence[Array],
-        fixed: Sequence[Any],
-        span: Array,
-    ) -> Stretch:
+    def advance(self, large: list[Array], small: Small, constants: Constants, span: Array) -> Chunk:
         """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
         first, limit = span
         # The loop copies what is not donated. XLA's CPU runtime wakes other threads when more than a few
@@ -176,8 +146,8 @@ class Loop:
         zeros = lambda small: jax.tree.map(jnp.zeros_like, small)
         small = lax.cond(limit >= 0, lambda small: small, zeros, small)
         carry: Carry = snapshot.restore(Snapshot(small, large))
-        stepper = self.stepper(start, fixed)
-        blank = self._blank_info(stepper, carry.stepper, start)
+        objective, stepper = self.bind(constants)
+        blank = _blank_info(objective, stepper, carry.stepper)
         recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
         check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])
@@ -188,7 +158,7 @@ class Loop:
 
         def body(state: Any) -> Any:
             carry, count, losses, records, _ = state
-            carry, info, loss, code = self.step(stepper, carry, first + count, start)
+            carry, info, loss, code = self.step(objective, stepper, carry, first + count)
             losses = lax.dynamic_update_index_in_dim(losses, loss, count, 0)
             records = tuple(
                 recorder.write(record, info, first)
@@ -204,145 +174,106 @@ class Loop:
             (carry, jnp.zeros((), jnp.int32), losses, records, used(blank)),
         )
         code = jnp.where(count < 0, -(count // _ENDED), RUNNING)
-        values = self.values(stepper.coordinates(carry.stepper), start)
+        values = objective.values(stepper.position(carry.stepper))
         status = jnp.stack([count + code * _ENDED, code])
-        return Stretch(*_twice(carry), values, status, losses, records, last)
+        return Chunk(*_with_copies(carry), values, status, losses, records, last)
 
-    def scan(self, values: Sequence[Array], fixed: Sequence[Any], max_steps: int) -> "Scanned":
-        """A whole fit as one `lax.scan`, for use under a transformation."""
-        stepper = self.stepper(values, fixed)
-        carry = self.begin(values, fixed)
-
-        def advance(state: Any, step: Array) -> Any:
-            carry, good, _, count = state
-            after, info, loss, code = self.step(stepper, carry, step, values)
-            taken = after if self.problem.follows else carry
-            good = _select(jnp.isfinite(loss), stepper.coordinates(taken.stepper), good)
-            loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
-            records = tuple(records_of(callback, info) for callback in self.problem.callbacks)
-            return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
-
-        def idle(state: Any, step: Array) -> Any:
-            _, outputs = jax.eval_shape(advance, state, step)
-            return state, jax.tree.map(_padding, outputs)
-
-        zero = jnp.zeros((), jnp.int32)
-        state = (carry, stepper.coordinates(carry.stepper), zero, zero)
-        (carry, good, code, count), (losses, records) = lax.scan(
-            lambda state, step: lax.cond(state[2] == RUNNING, advance, idle, state, step),
-            state,
-            jnp.arange(max_steps, dtype=jnp.int32),
-        )
-        if self.problem.follows and max_steps:
-            last = self.values(good, values), losses[jnp.maximum(count - 1, 0)]
-        else:
-            # The fit ends at the last good point if its last step, or the loss after it, went wrong.
-            here = _select(code == NOT_FINITE, good, stepper.coordinates(carry.stepper))
-            carry = carry._replace(stepper=stepper.move(carry.stepper, here))
-            other = stepper.result(carry.stepper)
-            if other is not None:
-                here = other
-                carry = carry._replace(stepper=stepper.move(carry.stepper, here))
-            carry, _, loss, _ = self.step(stepper, carry, count, values)
-            finite = jnp.isfinite(loss)
-            if max_steps:
-                loss = jnp.where(finite, loss, losses[jnp.maximum(count - 1, 0)])
-            last = self.values(_select(finite, here, good), values), loss
-        result, loss = last
-        for number, choose in own_methods(self.problem.callbacks, "result"):
-            candidate = choose(carry.callbacks[number], loss)
-            if candidate is not None:
-                better, params, found = candidate
-                result = _select(better, jax.tree.leaves(params), result)
-                loss = _select(better, found, loss)
-        return Scanned(result, loss, losses, count, records)
+    # Between chunks. All carries that these return come with copies of their large arrays.
 
     def move(
-        self,
-        carry: Snapshot,
-        values: Sequence[Array],
-        edited: Sequence[Array],
-        start: Sequence[Array],
-        fixed: Sequence[Any],
+        self, carry: Snapshot, values: Sequence[Array], edited: Sequence[Array], constants: Constants
     ) -> tuple[Snapshot, list[Array], list[Array]]:
-        """The carry after a callback has changed `values` to `edited`, with copies of its large arrays;
-        also which values are inside their bounds.
-
-        Entries that were not edited keep their coordinates to the last bit.
-        """
-        stepper = self.stepper(start, fixed)
+        """The carry after a callback has changed `values` to `edited`, and which of these are inside."""
+        objective, stepper = self.bind(constants)
         method, callbacks = snapshot.restore(carry)
-        old = jax.tree.leaves(stepper.coordinates(method))
-        new = jax.tree.leaves(self.coordinates(edited))
-        specs = self.layout.specs
-        coordinates = [
-            jnp.where(before == after, x, y)
-            if spec.bijection.elementwise
-            else jnp.where(jnp.all(before == after), x, y)
-            for spec, before, after, x, y in zip(specs, values, edited, old, new, strict=True)
-        ]
-        method = stepper.move(method, self.layout.free_tree(coordinates))
-        return *_twice(Carry(method, callbacks)), self.inside(edited)
-
-    def current(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> list[Array]:
-        """The values of the free Parameters where a carry stands."""
-        method, _ = snapshot.restore(carry)
-        return self.values(self.stepper(start, fixed).coordinates(method), start)
-
-    def learning_rate(
-        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> PyTree | None:
-        """The learning rate that a carry holds, if any."""
-        return self.stepper(start, fixed).learning_rate(snapshot.restore(carry).stepper)
+        position = jax.tree.leaves(stepper.position(method))
+        position = objective.vector.edited_position(position, values, edited)
+        method = stepper.move(method, objective.tree(position))
+        return *_with_copies(Carry(method, callbacks)), self.inside(edited)
 
     def set_learning_rate(
-        self, carry: Snapshot, rate: PyTree, start: Sequence[Array], fixed: Sequence[Any]
+        self, carry: Snapshot, rate: PyTree, constants: Constants
     ) -> tuple[Snapshot, list[Array]]:
-        """A carry with another learning rate, and copies of its large arrays."""
+        """A carry with another learning rate."""
         method, callbacks = snapshot.restore(carry)
-        method = self.stepper(start, fixed).set_learning_rate(method, rate)
-        return _twice(Carry(method, callbacks))
+        method = self.bind(constants)[1].set_learning_rate(method, rate)
+        return _with_copies(Carry(method, callbacks))
 
-    def averages(self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]) -> bool:
-        """Whether the user gets other values than those at which the loss is evaluated; not traced."""
-        method, _ = snapshot.restore(carry)
-        return self.stepper(start, fixed).result(method) is not None
-
-    def settle(
-        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> tuple[Snapshot, list[Array], list[Array]]:
-        """The carry at the values that the user gets, copies of its large arrays, and these values."""
-        stepper = self.stepper(start, fixed)
+    def settle(self, carry: Snapshot, constants: Constants) -> tuple[Snapshot, list[Array], list[Array]]:
+        """The carry at the values that the user gets, and these values."""
+        objective, stepper = self.bind(constants)
         method, callbacks = snapshot.restore(carry)
         result = stepper.result(method)
         moved = Carry(stepper.move(method, result), callbacks)
-        return *_twice(moved), self.values(result, start)
+        return *_with_copies(moved), objective.values(result)
 
-    def gradients_finite(
-        self, carry: Snapshot, start: Sequence[Array], fixed: Sequence[Any]
-    ) -> list[Array]:
+    # What a carry tells.
+
+    def values(self, carry: Snapshot, constants: Constants) -> list[Array]:
+        """The values of the free Parameters where a carry stands."""
+        objective, stepper = self.bind(constants)
+        return objective.values(stepper.position(snapshot.restore(carry).stepper))
+
+    def learning_rate(self, carry: Snapshot, constants: Constants) -> PyTree | None:
+        """The learning rate that a carry holds, if any."""
+        return self.bind(constants)[1].learning_rate(snapshot.restore(carry).stepper)
+
+    def averages(self, carry: Snapshot, constants: Constants) -> bool:
+        """Whether the user gets other values than those at which the loss is evaluated; not traced."""
+        return self.bind(constants)[1].result(snapshot.restore(carry).stepper) is not None
+
+    def falls_inside(self, carry: Snapshot, constants: Constants) -> Array:
+        """For which elements next to bounds the loss falls into the allowed region.
+
+        There the slope of a transform is nearly zero, and so are all derivatives by the unconstrained
+        value; so the loss itself is looked at, in points that lie further inside.
+        """
+        objective, stepper = self.bind(constants)
+        method = snapshot.restore(carry).stepper
+        vector, position = objective.vector, stepper.position(method)
+        loss, _ = stepper.evaluate(position)
+        elements = vector.elements(objective.values(position))
+        _, info = stepper.step(method)
+        gradient = vector.elements(jax.tree.leaves(info.grads))
+        near, upwards = vector.inside_by(elements, NEAR)
+        # A derivative may have been lost in underflow; so all count but those that point outwards.
+        slope = jnp.where(upwards, gradient, -gradient)
+        candidates = (near != elements) & (slope <= 0) & vector.can_be_flat
+
+        def loss_at(fraction: Array) -> Array:
+            inside, _ = vector.inside_by(elements, fraction)
+            values = vector.with_elements(constants.start, jnp.where(candidates, inside, elements))
+            return stepper.evaluate(objective.position(values))[0]
+
+        least = jnp.nanmin(lax.map(loss_at, 2.0 ** -jnp.arange(1.0, 41.0)))
+        return candidates & (least < loss - _FALLS * jnp.abs(loss))
+
+    def gradients_finite(self, carry: Snapshot, constants: Constants) -> list[Array]:
         """For each free Parameter, whether its gradient is finite where the carry stands."""
-        _, info = self.stepper(start, fixed).step(snapshot.restore(carry).stepper)
+        _, info = self.bind(constants)[1].step(snapshot.restore(carry).stepper)
         return [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(info.grads)]
 
 
-class Scanned(NamedTuple):
-    """What a fit under a transformation gives back."""
-
-    values: list[Array]
-    final_loss: Array
-    losses: Array
-    n_steps: Array
-    records: tuple[dict[str, PyTree] | None, ...]
+def _blank_info(objective: Objective, stepper: Stepper, method: PyTree) -> StepInfo:
+    """A StepInfo in the shapes of those to come; `method` is the stepper's carry."""
+    position = stepper.position(method)
+    shapes = jax.eval_shape(stepper.evaluate, position)
+    loss, aux = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params = objective.tree(objective.values(position))
+    grads = jax.tree.map(jnp.zeros_like, position)
+    rate = stepper.learning_rate(method)
+    return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate)
 
 
 def strongly_typed(x: Any) -> Array:
-    # A weak type would become a strong one in the first stretch, and the second compile once more.
+    """An array of a dtype of its own: a weak one would become strong in the first chunk, and the
+    second would be compiled once more.
+    """
     x = jnp.asarray(x)
     return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
 
 
-def _twice(carry: Carry) -> tuple[Snapshot, list[Array]]:
+def _with_copies(carry: Carry) -> tuple[Snapshot, list[Array]]:
     """A packed carry, and copies of its large arrays, which are donated later."""
     packed = snapshot.take(carry)
     return packed, snapshot.copies(packed.large)
@@ -350,14 +281,6 @@ def _twice(carry: Carry) -> tuple[Snapshot, list[Array]]:
 
 def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
     return method if rate is None else stepper.set_learning_rate(method, rate)
-
-
-def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
-
-
-def _padding(x: jax.ShapeDtypeStruct) -> Array:
-    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)
 
 
 class Programs:
@@ -369,13 +292,14 @@ class Programs:
         self.results = own_methods(loop.problem.callbacks, "result")
         self.finishes = own_methods(loop.problem.callbacks, "finish")
         self.pace: dict[Any, float] = {}  # seconds a step, by the shapes of the arrays
+        self.averages: bool | None = None  # not known before the first start
         self.start = jax.jit(loop.start)
         self.advance = jax.jit(loop.advance, donate_argnums=0)
         self.move = jax.jit(loop.move)
-        self.averages: bool | None = None  # not known before the first start
+        self.set_learning_rate = jax.jit(loop.set_learning_rate)
         self.settle = jax.jit(loop.settle)
+        self.values = jax.jit(loop.values)
+        self.learning_rate = jax.jit(loop.learning_rate)
+        self.falls_inside = jax.jit(loop.falls_inside)
         self.gradients_finite = jax.jit(loop.gradients_finite)
         self.copies = jax.jit(snapshot.copies)
-        self.current = jax.jit(loop.current)
-        self.learning_rate = jax.jit(loop.learning_rate)
-        self.set_learning_rate = jax.jit(loop.set_learning_rate)

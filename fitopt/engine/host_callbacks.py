@@ -1,38 +1,171 @@
-"""What a host callback has returned: whether to stop, and the state to go on from."""
+"""The only caller of host callbacks: when they are due, and what they return."""
 
-from typing import Any
+import contextlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..callback import label
-from ..parameter.parameter import Parameter, with_value
-from ..state import is_array, is_parameter
+from ..callback import Callback, Fit, HostCallback, HostFunction, label
+from ..history import ResumePoint
+from ..methods.method import StopReason
+from ..parameter import Parameter, with_value
+from ..state import combine, flatten, is_array, is_parameter
+from .chunks import Chunks
+from .history_writer import HistoryWriter
+from .interruption import Interruption
 
 
-def interpret(callback: Any, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:
+class RunningFit(Fit):
+    """What host callbacks may ask of a fit."""
+
+    def __init__(self, chunks: Chunks, writer: HistoryWriter, max_steps: int):
+        self._chunks = chunks
+        self._writer = writer
+        self.history = writer.history
+        self.max_steps = max_steps
+        self.requested_stop: str | None = None
+
+    @property
+    def learning_rate(self) -> PyTree:
+        return self._chunks.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: Any) -> None:
+        self._chunks.set_learning_rate(rate)
+
+    @property
+    def parameters(self) -> PyTree:
+        point = self._chunks.point
+        return point.layout.free_state(point.values)
+
+    @property
+    def last(self) -> dict[str, PyTree]:
+        return self._chunks.point.last
+
+    def record(self, name: str, value: PyTree, every: int = 1) -> None:
+        self._writer.record(name, value, every)
+
+    def resume_point(self) -> ResumePoint:
+        # A fit that has ended may stand somewhere else: at an average, or at the best state.
+        return self.history.resume_point or self._chunks.resume_point()
+
+    def stop(self, reason: str) -> None:
+        self.requested_stop = reason
+
+
+class _Open(NamedTuple):
+    """A host callback in a fit: its place in the user's list, and what to call."""
+
+    place: int
+    callback: HostCallback
+    function: HostFunction
+
+    def is_due(self, step: int) -> bool:
+        return self.callback.every is None or self.callback.due(step) == step
+
+
+class HostCallbacks:
+    """The host callbacks of one fit; a context manager that opens and closes them.
+
+    `callbacks` are all callbacks in the user's order: of those that stop at the same step, the first one
+    in it gives the reason.
+    """
+
+    def __init__(self, callbacks: Sequence[Any], chunks: Chunks, fit: RunningFit):
+        self._callbacks = callbacks
+        self._traced = [one for one in callbacks if isinstance(one, Callback)]
+        self._chunks = chunks
+        self._fit = fit
+        self._stack = contextlib.ExitStack()
+        self._open: list[_Open] = []
+
+    def __enter__(self) -> "HostCallbacks":
+        with contextlib.ExitStack() as stack:
+            for place, one in enumerate(self._callbacks):
+                if isinstance(one, HostCallback):
+                    self._open.append(_Open(place, one, stack.enter_context(one.open(self._fit))))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def call(self, stopper: int | None, interruption: Interruption) -> StopReason | None:
+        """Call those that are due, and go on from what they return; returns why to stop, if so.
+
+        `stopper` is the number of the traced callback, or of the method's stop reason, that has ended
+        the chunk.
+        """
+        point = self._chunks.point
+        step = point.steps - 1
+        stops: dict[int, StopReason] = {}
+        if stopper is not None and stopper >= len(self._traced):
+            reason = self._chunks.stop_reasons()[stopper - len(self._traced)]
+            stops[len(self._callbacks)] = _at(step, *reason)
+        elif stopper is not None:
+            callback = self._traced[stopper]
+            place = next(i for i, other in enumerate(self._callbacks) if other is callback)
+            stops[place] = _at(step, callback.stop_reason(), callback.looks_for_convergence)
+        visits = [one for one in self._open if one.is_due(step)]
+        if visits:
+            free, fixed = point.layout.free_state(point.values), point.fixed_state
+            history, last, loss = self._fit.history, point.last, self._fit.history["loss"][-1]
+        for place, callback, function in visits:
+            try:
+                with interruption.at_once():
+                    returned = function(
+                        step, free, fixed, history, last.get("aux"), loss, last.get("grads")
+                    )
+            except KeyboardInterrupt:
+                return StopReason(f"interrupted (Ctrl-C) in a callback after step {step}", False)
+            stop, new_free, new_fixed = _interpret(label(callback), returned, free, fixed)
+            if new_free is not free or new_fixed is not fixed:
+                self._edit(label(callback), new_free, new_fixed)
+                point = self._chunks.point
+                free, fixed = point.layout.free_state(point.values), point.fixed_state
+            if stop:
+                stops.setdefault(place, _at(step, callback.stop_reason(), False))
+        return stops[min(stops)] if stops else None
+
+    def _edit(self, who: str, free: PyTree, fixed: PyTree) -> None:
+        """Go on from a state that a callback has returned."""
+        point = self._chunks.point
+        free = _merged(who, "diff_state", point.layout.free_state(point.values), free)
+        fixed = _merged(who, "static_state", point.fixed_state, fixed)
+        flat = flatten(combine(free, fixed))
+        pairs = zip((*flat.free, *flat.fixed), (*point.values, *point.constants.fixed), strict=True)
+        if flat.layout != point.layout or any(new is not old for new, old in pairs):
+            self._chunks.edit(flat, who)
+
+
+def _at(step: int, sentence: str, converged: bool) -> StopReason:
+    return StopReason(f"{sentence} (at step {step})", converged)
+
+
+def _interpret(who: str, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:
     """Stop flag and states from what a host callback has returned."""
     if returned is None:
         return False, free, fixed
     stop = returned
     if isinstance(returned, tuple):
         if len(returned) != 3:
-            raise TypeError(_expected(callback, f"a tuple of {len(returned)}"))
+            raise TypeError(_expected(who, f"a tuple of {len(returned)}"))
         stop, free, fixed = returned
     if np.shape(stop) != () or np.asarray(stop).dtype != bool:
-        raise TypeError(_expected(callback, f"{stop!r} to say whether to stop"))
+        raise TypeError(_expected(who, f"{stop!r} to say whether to stop"))
     return bool(stop), free, fixed
 
 
-def _expected(callback: Any, got: str) -> str:
+def _expected(who: str, got: str) -> str:
     return (
-        f"callback {label(callback)} must return None, True or False, "
-        f"or (stop, diff_state, static_state); got {got}"
+        f"callback {who} must return None, True or False, or (stop, diff_state, static_state); got {got}"
     )
 
 
-def merge_edit(who: str, name: str, old: PyTree, new: PyTree) -> PyTree:
+def _merged(who: str, name: str, old: PyTree, new: PyTree) -> PyTree:
     """An edited state, once it is known to fit in place of the old one."""
     before, structure = jax.tree.flatten(old, is_leaf=is_parameter)
     try:

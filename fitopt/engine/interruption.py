@@ -12,17 +12,27 @@ class Interruption:
 
     def __init__(self):
         self.requested = False
-        self.at_once = False  # while the user's own code runs, Ctrl-C raises as always
+        self._at_once = False
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While the user's own code runs, Ctrl-C raises as always."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
 
     def handle(self, *_: Any) -> None:
-        if self.at_once or self.requested:
+        """Take a signal."""
+        if self._at_once or self.requested:
             raise KeyboardInterrupt
         self.requested = True
 
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Take Ctrl-C as a wish to end the fit after the current stretch; a second one raises.
+    """Take Ctrl-C as a request to end the fit after the current chunk; a second one raises.
 
     Only in the main thread, and only where Ctrl-C has its usual meaning.
     """

@@ -1,54 +1,92 @@
-"""Going on with a fit: what that takes, and whether it fits the fit that wants to."""
+"""Going on with an earlier fit: where it stood, and whether it fits the one that wants to go on."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
-from jaxtyping import Array
 
-from ..history import History
-from ..parameter.parameter import Parameter
-from ..parameter.specification import text
+from ..history import Description, History, ResumePoint
+from ..methods.method import Constants
+from ..parameter import Parameter
 from ..state import Layout, is_array, is_parameter
-from .snapshot import Snapshot
+from ..storage import checkpoint
+from .history_writer import cut
+from .validation import depth_in_package
 
 if TYPE_CHECKING:
     from .compiled import Programs
 
-Description = dict[str, str]  # what is expected where
+
+def points(resume_from: Any) -> Iterator[tuple[ResumePoint, History]]:
+    """Where a fit may go on, the furthest first: from a history, or a directory with checkpoints."""
+    if resume_from is None:
+        return
+    if isinstance(resume_from, History):
+        if resume_from.resume_point is None:
+            raise ValueError(
+                "resume_from: this history does not know where its fit has ended (it comes from a file, "
+                "is a copy, or of a fit inside jit or vmap); resume from a directory of checkpoints"
+            )
+        yield resume_from.resume_point, resume_from
+        return
+    if not isinstance(resume_from, str | os.PathLike):
+        raise TypeError(f"resume_from must be a directory or a History, got {resume_from!r}")
+    directory = Path(resume_from)
+    is_empty = True
+    for found in checkpoint.read_all(directory):
+        is_empty = False
+        if isinstance(found, checkpoint.Contents):
+            yield _unpacked(found)
+        else:
+            _warn(
+                f"the checkpoint of step {found.step} in {directory} is damaged ({found.reason}); "
+                "going on from the one before"
+            )
+    if is_empty:
+        _warn(f"there is no checkpoint in {directory}: the fit begins anew")
 
 
-class ResumePoint(NamedTuple):
-    """Where a fit stands: all that going on from there takes, besides the history."""
-
-    steps: int
-    carry: Snapshot | None  # None before the first step
-    start: list[Array]
-    fixed: list[Any]  # None for what is as it was when the fit began
-    elapsed: float  # seconds
-    describe: Callable[[], tuple[Description, Description]]  # the state and the method
+def _warn(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=depth_in_package())
 
 
-class BadPoint(Exception):
-    """The loss is not finite where a fit is to be resumed, and the last good state is not known."""
+def contents_of(point: ResumePoint, history: History) -> checkpoint.Contents:
+    """What a checkpoint of this moment holds; the fit may go on meanwhile."""
+    state, method = point.describe()
+    return checkpoint.Contents(
+        step=point.steps,
+        arrays={"carry": point.carry, "start": point.start, "fixed": point.fixed},
+        items=cut(history, point.steps),
+        every=history.series(),
+        facts={"elapsed": point.elapsed, "state": state, "method": method},
+    )
 
 
-def describe_state(layout: Layout, free: Sequence[Array], fixed: Sequence[Any]) -> Description:
+def _unpacked(contents: checkpoint.Contents) -> tuple[ResumePoint, History]:
+    facts = contents.facts
+    described = facts["state"], facts["method"]
+    point = ResumePoint(
+        contents.step, **contents.arrays, elapsed=facts["elapsed"], describe=lambda: described
+    )
+    every = {name: every for name, every in contents.every.items() if name != "loss"}
+    return point, History.of(contents.items, every)
+
+
+def describe_state(layout: Layout, constants: Constants) -> Description:
     """What a state holds, by path, without the numbers."""
-    state = layout.state(free, fixed)
+    state = layout.state(*constants)
     leaves = jax.tree.leaves_with_path(state, is_leaf=is_parameter)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): _leaf(leaf) for path, leaf in leaves}
 
 
 def _leaf(leaf: Any) -> str:
     if isinstance(leaf, Parameter):
-        parts = [f"{'free' if leaf.free else 'fixed'} Parameter {leaf.name!r}", _array(leaf.value)]
-        for label in ("lower", "upper", "scale", "mask"):
-            constant = getattr(leaf._spec, label)
-            parts += [] if constant is None else [f"{label}={text(constant.array)}"]
-        parts += [] if leaf.transform is None else [f"transform={leaf.transform!r}"]
-        return ", ".join(parts)
+        kind = f"{'free' if leaf.free else 'fixed'} Parameter"
+        called = kind if leaf.name is None else f"{kind} {leaf.name!r}"
+        return ", ".join([called, _array(leaf.value), *leaf.release()._spec.settings(exact=True)])
     if is_array(leaf):
         return _array(leaf) if hasattr(leaf, "dtype") else type(leaf).__name__
     return repr(leaf) if isinstance(leaf, bool | int | str) else type(leaf).__name__
@@ -58,9 +96,9 @@ def _array(x: Any) -> str:
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
 
-def describe_method(programs: "Programs", free: Sequence[Array], fixed: Sequence[Any]) -> Description:
+def describe_method(programs: "Programs", constants: Constants) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    carry = jax.eval_shape(programs.loop.begin, free, fixed)
+    carry = jax.eval_shape(programs.loop.begin, constants)
     parts = [("optimizer", carry.stepper)]
     for callback, part in zip(programs.loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
@@ -73,18 +111,16 @@ def describe_method(programs: "Programs", free: Sequence[Array], fixed: Sequence
     return described
 
 
-def check_state(point: ResumePoint, layout: Layout, free: Sequence[Array], fixed: Sequence[Any]) -> None:
+def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> None:
     """Raise `ValueError`, which says what differs, unless a point belongs to such a state."""
     there, _ = point.describe()
-    _check("another state", there, describe_state(layout, free, fixed))
+    _check("another state", there, describe_state(layout, constants))
 
 
-def check_method(
-    point: ResumePoint, programs: "Programs", free: Sequence[Array], fixed: Sequence[Any]
-) -> None:
+def check_method(point: ResumePoint, programs: "Programs", constants: Constants) -> None:
     """Raise `ValueError`, which says what differs, unless a point has such a carry."""
     _, there = point.describe()
-    _check("another optimizer or other callbacks", there, describe_method(programs, free, fixed))
+    _check("another optimizer or other callbacks", there, describe_method(programs, constants))
 
 
 def _check(kind: str, there: Description, here: Description) -> None:
@@ -97,14 +133,3 @@ def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
             yield f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
-
-
-def cut(history: History, steps: int) -> dict[str, Any]:
-    """The items of a history with the records of the first steps alone."""
-    series = history._series()
-    return {
-        name: jax.tree.map(lambda x, n=series[name]: np.asarray(x)[: -(-steps // n)], item)
-        if name in series
-        else item
-        for name, item in history.items()
-    }

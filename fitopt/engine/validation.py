@@ -9,75 +9,38 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, PyTree
 
-from ..callback import Callback, HostCallback, cadence, label
+from ..callback import Callback, HostCallback, PlainFunction, label
 from ..parameter.parameter import Parameter
 from ..state import is_parameter
 
 
-def is_minimiser(optimizer: Any) -> bool:
-    """Whether it is a minimiser of optimistix."""
-    optimistix = sys.modules.get("optimistix")  # whoever has one has imported it
-    if optimistix is None or not isinstance(optimizer, optimistix.AbstractIterativeSolver):
-        return False
-    if not isinstance(optimizer, optimistix.AbstractMinimiser):
-        raise TypeError(
-            f"optimizer must minimise a scalar loss, and {type(optimizer).__name__} of optimistix does "
-            "not; for least squares use fitopt.LeastSquares(residuals, solver)"
-        )
-    return True
-
-
-def check_optimizer(optimizer: Any) -> Any:
-    if isinstance(optimizer, optax.MultiSteps):
-        update: Any = optimizer.update
-        return optax.GradientTransformationExtraArgs(optimizer.init, update)
-    if isinstance(optimizer, type):
-        raise TypeError(
-            f"optimizer must be an optax.GradientTransformation or a minimiser of optimistix, "
-            f"got the class {optimizer.__name__}; {_instance(optimizer)}"
-        )
-    if callable(optimizer) and not hasattr(optimizer, "init"):
-        name = getattr(optimizer, "__name__", repr(optimizer))
-        raise TypeError(
-            f"optimizer must be an optax.GradientTransformation, got the function {name}; "
-            f"call it: {name}(learning_rate)"
-        )
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-    return optimizer
-
-
-def _instance(optimizer: type) -> str:
-    """How to make what can be used of a class."""
-    if not (optimistix := sys.modules.get("optimistix")):
-        return "call it"
-    call = f"{optimizer.__name__}(rtol, atol)"
-    if issubclass(optimizer, optimistix.AbstractLeastSquaresSolver):
-        return f"for least squares use fitopt.LeastSquares(residuals, {call})"
-    return f"call it: {call}" if issubclass(optimizer, optimistix.AbstractMinimiser) else "call it"
-
-
-def check_callbacks(callback: Any) -> tuple[Any, ...]:
+def check_callbacks(callback: Any) -> tuple[Callback | HostCallback, ...]:
+    """The callbacks as a tuple, plain functions as host callbacks."""
     if callback is None:
         return ()
     callbacks: Sequence[Any] = callback if isinstance(callback, list | tuple) else [callback]
-    for one in callbacks:
-        if isinstance(one, type):
-            raise TypeError(f"callback must be an instance, got the class {one.__name__}; call it")
-        if not (isinstance(one, Callback | HostCallback) or callable(one)):
+    return tuple(_check_callback(one) for one in callbacks)
+
+
+def _check_callback(one: Any) -> Callback | HostCallback:
+    if isinstance(one, type):
+        raise TypeError(f"callback must be an instance, got the class {one.__name__}; call it")
+    if not isinstance(one, Callback | HostCallback):
+        if not callable(one):
             raise TypeError(
                 "callback must be a function, a fitopt.Callback, a fitopt.HostCallback "
                 f"or a list of them, got {one!r}"
             )
-        every = one.every if isinstance(one, Callback) else cadence(one)
-        if not (every is None and isinstance(one, HostCallback)):
-            whole = isinstance(every, int) and not isinstance(every, bool) and every > 0
-            if not whole:
-                raise ValueError(f"{label(one)}: every must be a positive integer, got {every!r}")
-    return tuple(callbacks)
+        one = PlainFunction(one)
+    every = one.every
+    if every is not None or not isinstance(one, HostCallback) or isinstance(one, PlainFunction):
+        if isinstance(every, bool) or not isinstance(every, int):
+            raise TypeError(f"{label(one)}: every must be an integer, got {every!r}")
+        if every < 1:
+            raise ValueError(f"{label(one)}: every must be positive, got {every!r}")
+    return one
 
 
 def check_max_steps(max_steps: Any) -> int:
@@ -94,7 +57,7 @@ def check_max_steps(max_steps: Any) -> int:
 
 def nothing_free(state: Any) -> str:
     leaves = jax.tree.leaves(state, is_leaf=is_parameter)
-    fixed = [leaf.name for leaf in leaves if isinstance(leaf, Parameter)]
+    fixed = [leaf.name or "one without a name" for leaf in leaves if isinstance(leaf, Parameter)]
     opaque = [leaf for leaf in leaves if dataclasses.is_dataclass(leaf) and not is_parameter(leaf)]
     hint = f"; all of these are fixed: {', '.join(fixed)}" if fixed else ""
     if opaque:
@@ -108,13 +71,13 @@ def nothing_free(state: Any) -> str:
     )
 
 
-def bad_start(state: Any, loss: float) -> str:
-    free = [
-        f"{leaf.name}={np.asarray(leaf.value)}"
-        for leaf in jax.tree.leaves(state, is_leaf=is_parameter)
-        if isinstance(leaf, Parameter) and leaf.free
-    ]
-    return f"the loss is {loss} at the start of the fit, with {', '.join(free)}"
+def bad_start(names: Sequence[str], values: Sequence[Array], loss: float) -> str:
+    """What to say of a start at which the loss is not finite."""
+    pairs = zip(names, values, strict=True)
+    return (
+        f"the loss is {loss} at the start of the fit, with "
+        f"{', '.join(f'{name}={np.asarray(value)}' for name, value in pairs)}"
+    )
 
 
 def check_loss(result: Any, has_aux: bool) -> tuple[Array, Any]:

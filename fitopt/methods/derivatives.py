@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..parameter.complex_numbers import from_real, to_real
+
 MODES = ("rev", "fwd")
 
 # So many directions at once: enough to keep the processor busy, few enough to bound the memory.
@@ -50,42 +52,19 @@ def _reverse(function: Callable) -> Callable:
 
 def _forward(function: Callable) -> Callable:
     def run(x: PyTree) -> tuple[tuple[Array, Any], PyTree]:
-        leaves, treedef = jax.tree.flatten(x)
-        # The real numbers in x, leaf by leaf; a complex leaf has its real parts, then its imaginary.
-        counts = [leaf.size * (2 if jnp.iscomplexobj(leaf) else 1) for leaf in leaves]
-        offsets = np.cumsum([0, *counts])
+        def with_value(real: PyTree) -> tuple[Array, tuple[Array, Any]]:
+            value, aux = function(from_real(real, x))
+            return value, (value, aux)
 
-        def tangent(leaf: Array, one_hot: Array) -> Array:
-            parts = one_hot.reshape(-1, *leaf.shape)
-            tangent = parts[0] + 1j * parts[1] if jnp.iscomplexobj(leaf) else parts[0]
-            return tangent.astype(leaf.dtype)
-
-        def along(direction: Array) -> tuple[Array, Array, Any]:
-            pieces = [direction[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-            tangents = jax.tree.unflatten(treedef, [*map(tangent, leaves, pieces)])
-            return jax.jvp(function, (x,), (tangents,), has_aux=True)
-
-        basis = jnp.eye(int(offsets[-1]), dtype=jnp.finfo(leaves[0].dtype).dtype)
-        value, slopes, aux = jax.vmap(along, out_axes=(None, 0, None))(basis)
-        grads = [
-            tangent(leaf, slopes[a:b])
-            for leaf, a, b in zip(leaves, offsets[:-1], offsets[1:], strict=True)
-        ]
-        return (value, aux), jax.tree.unflatten(treedef, grads)
+        grads, value_and_aux = jax.jacfwd(with_value, has_aux=True)(to_real(x))
+        return value_and_aux, from_real(grads, x)
 
     return run
 
 
 def along_basis(product: Callable[[Array], Array], n: int, dtype: np.dtype) -> Float[Array, "n *output"]:
     """A linear map applied to the n unit vectors, many at a time."""
-    batches = -(-n // _AT_ONCE)
-    size = -(-n // batches)
-
-    def batch(first: Array) -> Array:
-        indices = first + jnp.arange(size)
-        return jax.vmap(lambda i: product(jax.nn.one_hot(i, n, dtype=dtype)))(indices)
-
-    if batches == 1:
-        return batch(jnp.zeros((), int))
-    rows = jax.lax.map(batch, size * jnp.arange(batches))
-    return rows.reshape(-1, *rows.shape[2:])[:n]
+    column = lambda i: product(jax.nn.one_hot(i, n, dtype=dtype))
+    if n <= _AT_ONCE:
+        return jax.vmap(column)(jnp.arange(n))
+    return jax.lax.map(column, jnp.arange(n), batch_size=_AT_ONCE)

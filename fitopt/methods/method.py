@@ -1,52 +1,123 @@
-"""The seam for methods: what the loop needs to know of an optimizer."""
+"""The interface between the loop and what makes a step: an optimizer, a minimiser, a solver."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+import jax
+from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Int, PyTree
 
 from ..callback import StepInfo
+from ..state import ParameterVector
 
-Objective = Callable[[PyTree], tuple[Any, Any]]  # coordinates -> (loss or residuals, aux)
 
-Values = Callable[[PyTree], PyTree] | None  # coordinates -> values; None if they differ by scales alone
+class Constants(NamedTuple):
+    """What stays the same during the steps of a chunk."""
 
-# Of the objective, the mode of differentiation, the Parameters' names in the structure of the
-# coordinates, and what turns coordinates into values.
-MakeStepper = Callable[[Objective, str | None, PyTree, Values], "Stepper"]
+    start: list[Array]  # values of the free Parameters when the fit began: masks keep entries of these
+    fixed: list[Any]  # arrays and numbers in the state that are not fitted
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised, as a function of the position that a method moves.
+
+    A position is a pytree in the structure of the state, with an array for each free Parameter and None
+    elsewhere: its unconstrained value, or, for a method that keeps bounds itself, its value in units of
+    its scale. `evaluate` gives the loss or the residuals, and aux, of a state with plain values.
+    """
+
+    evaluate: Callable[[Any], tuple[Any, Any]]
+    vector: ParameterVector
+    constants: Constants
+    mode: str | None
+
+    def __call__(self, position: PyTree) -> tuple[Any, Any]:
+        """Loss or residuals, and aux."""
+        state = self.vector.layout.plain(self.values(position), self.constants.fixed)
+        return self.evaluate(state)
+
+    def values(self, position: PyTree) -> list[Array]:
+        """The values of the free Parameters at a position."""
+        return self.vector.to_values(jax.tree.leaves(position), self.constants.start)
+
+    def position(self, values: Sequence[Array]) -> PyTree:
+        """The position at which Parameters have these values."""
+        return self.tree(self.vector.to_position(values))
+
+    def tree(self, leaves: Sequence[Any]) -> PyTree:
+        """One leaf for each free Parameter, in the structure of a position."""
+        return self.vector.layout.free_tree(leaves)
+
+    @functools.cached_property
+    def names(self) -> PyTree:
+        """The names of the Parameters, in the structure of a position."""
+        return self.tree(self.vector.names)
+
+
+class TracedOnce:
+    """An objective whose Python code runs once, however often it is called with the same shapes."""
+
+    def __init__(self, objective: Objective):
+        self.objective = objective
+        self._traced: Any = None
+
+    def _trace(self, position: PyTree) -> Any:
+        if self._traced is None:
+            jaxpr, shapes = jax.make_jaxpr(self.objective, return_shape=True)(position)
+            self._traced = jaxpr_as_fun(jaxpr), shapes
+        return self._traced
+
+    def __call__(self, position: PyTree) -> tuple[Any, Any]:
+        function, shapes = self._trace(position)
+        outputs = function(*jax.tree.leaves(position))
+        return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
+
+    def shapes(self, position: PyTree) -> tuple[Any, Any]:
+        """The shapes and dtypes of what it returns."""
+        return self._trace(position)[1]
+
+
+class StopReason(NamedTuple):
+    """Why a fit has ended."""
+
+    sentence: str
+    converged: bool
 
 
 class Stepper(abc.ABC):
-    """A method of minimisation, one step at a time; all of it is traced."""
+    """A method that is bound to an objective; all of it is traced."""
 
     @abc.abstractmethod
-    def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
-        """Loss and aux at some coordinates."""
+    def evaluate(self, position: PyTree) -> tuple[Array, Any]:
+        """Loss and aux at a position."""
 
     @abc.abstractmethod
-    def init(self, coordinates: PyTree) -> PyTree:
+    def init(self, position: PyTree) -> PyTree:
         """The carry before the first step."""
 
     @abc.abstractmethod
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         """Make one step.
 
-        The info's `params` are the coordinates at which its loss was taken; its `step` is the loop's
-        to fill.
+        The info's `params` are the position at which its loss was taken; its `step` is the loop's to
+        fill.
         """
 
     @abc.abstractmethod
-    def coordinates(self, carry: PyTree) -> PyTree:
+    def position(self, carry: PyTree) -> PyTree:
         """Where the carry stands."""
 
     @abc.abstractmethod
-    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
-        """The carry after a callback has changed the coordinates, or what the loss depends on."""
+    def move(self, carry: PyTree, position: PyTree) -> PyTree:
+        """The carry after a callback has changed the position, or what the loss depends on."""
 
-    def ended(self, carry: PyTree) -> Int[Array, ""] | int:
-        """0 while there is more to do, else which of the problem's `endings` it has come to, from 1."""
-        return 0
+    def stop_code(self, carry: PyTree) -> Int[Array, ""] | None:
+        """0 to go on, else which of the method's stop reasons holds, from 1; None if there are none."""
+        return None
 
     def learning_rate(self, carry: PyTree) -> PyTree:
         """The learning rate of the last update, where there is such a thing and it is known."""
@@ -57,5 +128,20 @@ class Stepper(abc.ABC):
         raise ValueError("this method has no learning rate")
 
     def result(self, carry: PyTree) -> PyTree | None:
-        """Other coordinates than `coordinates(carry)` to hand to the user, such as an average."""
+        """Another position than `position(carry)` to hand to the user, such as an average."""
         return None
+
+
+class Method(abc.ABC):
+    """What makes a step, and all that a fit has to know of it."""
+
+    loss_after_update = False  # whether a step's loss is that after its update
+    keeps_bounds = False  # whether it is handed bounds, and positions within them
+
+    @abc.abstractmethod
+    def bind(self, objective: Objective) -> Stepper:
+        """The method, ready to minimise an objective."""
+
+    def stop_reasons(self, values: Sequence[Array]) -> tuple[StopReason, ...]:
+        """Why it may end a fit of such values by itself, in the order of its stop codes."""
+        return ()

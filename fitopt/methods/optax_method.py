@@ -15,44 +15,72 @@ from ..optimizers.line_search import forget, last_search, line_searches
 from ..optimizers.lookahead import evaluation_params
 from ..parameter.complex_numbers import from_real, to_real
 from .derivatives import value_and_gradient
-from .method import Objective, Stepper
+from .method import Method, Objective, Stepper
+
+
+class OptaxMethod(Method):
+    """Any optax optimizer."""
+
+    def __init__(self, optimizer: Any):
+        self.optimizer = check_optimizer(optimizer)
+
+    def bind(self, objective: Objective) -> "OptaxStepper":
+        return OptaxStepper(self.optimizer, objective)
+
+
+def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
+    """An optax optimizer, or a TypeError that says what to hand over instead."""
+    if isinstance(optimizer, optax.MultiSteps):
+        update: Any = optimizer.update
+        return optax.GradientTransformationExtraArgs(optimizer.init, update)
+    if isinstance(optimizer, type):
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation or a minimiser of optimistix, "
+            f"got the class {optimizer.__name__}; call it"
+        )
+    if callable(optimizer) and not hasattr(optimizer, "init"):
+        name = getattr(optimizer, "__name__", repr(optimizer))
+        raise TypeError(
+            f"optimizer must be an optax.GradientTransformation, got the function {name}; "
+            f"call it: {name}(learning_rate)"
+        )
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
+    return optimizer
 
 
 class OptaxStepper(Stepper):
-    """Any optax optimizer.
+    """An optax optimizer at work.
 
     Optimizers that take extra arguments are handed `value`, `grad` and `value_fn`. A line search
-    leaves value and gradient of its last trial in its state; they are not computed again. `names` are
-    those of the Parameters, in the structure of the coordinates: parameter groups go by them.
+    leaves value and gradient of its last trial in its state; they are not computed again.
     """
 
-    def __init__(
-        self, objective: Objective, optimizer: optax.GradientTransformation, mode: str, names: PyTree
-    ):
+    def __init__(self, optimizer: optax.GradientTransformation, objective: Objective):
         self._objective = objective
-        self._optimizer = by_name(optimizer, names)
-        self._value_and_gradient = value_and_gradient(objective, mode)
+        self._optimizer = by_name(optimizer, objective.names)
+        self._value_and_gradient = value_and_gradient(objective, objective.mode or "rev")
         parameters = inspect.signature(optax.with_extra_args_support(optimizer).update).parameters
         takes_all = any(x.kind is x.VAR_KEYWORD for x in parameters.values())
         self._taken = lambda extra: {k: x for k, x in extra.items() if takes_all or k in parameters}
 
-    def evaluate(self, coordinates: PyTree) -> tuple[Array, Any]:
-        return self._objective(coordinates)
+    def evaluate(self, position: PyTree) -> tuple[Array, Any]:
+        return self._objective(position)
 
-    def init(self, coordinates: PyTree) -> PyTree:
-        state = self._optimizer.init(coordinates)
+    def init(self, position: PyTree) -> PyTree:
+        state = self._optimizer.init(position)
         if line_searches(state):
-            state = self._optimizer.init(to_real(coordinates))
-        return coordinates, state
+            state = self._optimizer.init(to_real(position))
+        return position, state
 
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
-        coordinates, state = carry
+        position, state = carry
         searches = line_searches(state)
-        (loss, aux), grads = self._evaluate(coordinates, last_search(state))
-        params, uphill = coordinates, grads
+        (loss, aux), grads = self._evaluate(position, last_search(state))
+        params, uphill = position, grads
         if searches:
-            params, uphill = to_real(coordinates), to_real(grads)
-            value_fn = lambda params: self._objective(from_real(params, coordinates))[0]
+            params, uphill = to_real(position), to_real(grads)
+            value_fn = lambda params: self._objective(from_real(params, position))[0]
             extra = {}  # line searches refuse what they do not know
         else:
             value_fn = lambda params: self._objective(params)[0]
@@ -61,10 +89,10 @@ class OptaxStepper(Stepper):
         extra = self._taken(extra | {"value": loss, "grad": uphill, "value_fn": value_fn})
         updates, state = self._optimizer.update(uphill, state, params, **extra)
         new = optax.apply_updates(params, updates)
-        new = from_real(new, coordinates) if searches else new
-        return (new, state), StepInfo(jnp.zeros((), jnp.int32), loss, aux, coordinates, grads)
+        new = from_real(new, position) if searches else new
+        return (new, state), StepInfo(jnp.zeros((), jnp.int32), loss, aux, position, grads)
 
-    def coordinates(self, carry: PyTree) -> PyTree:
+    def position(self, carry: PyTree) -> PyTree:
         return carry[0]
 
     def learning_rate(self, carry: PyTree) -> PyTree:
@@ -74,28 +102,28 @@ class OptaxStepper(Stepper):
         return carry[0], set_learning_rate(carry[1], rate)
 
     def result(self, carry: PyTree) -> PyTree | None:
-        coordinates, state = carry
+        position, state = carry
         searches = line_searches(state)
-        shown = to_real(coordinates) if searches else coordinates
+        shown = to_real(position) if searches else position
         result = evaluation_params(state, shown)
         if result is shown:
             return None
-        return from_real(result, coordinates) if searches else result
+        return from_real(result, position) if searches else result
 
-    def move(self, carry: PyTree, coordinates: PyTree) -> PyTree:
-        return coordinates, forget(carry[1])
+    def move(self, carry: PyTree, position: PyTree) -> PyTree:
+        return position, forget(carry[1])
 
-    def _evaluate(self, coordinates: PyTree, search: Any) -> tuple[tuple[Array, Any], PyTree]:
-        if search is None or jax.tree.structure(search.grad) != jax.tree.structure(coordinates):
-            return self._value_and_gradient(coordinates)
-        dtype = jax.eval_shape(self._objective, coordinates)[0].dtype
+    def _evaluate(self, position: PyTree, search: Any) -> tuple[tuple[Array, Any], PyTree]:
+        if search is None or jax.tree.structure(search.grad) != jax.tree.structure(position):
+            return self._value_and_gradient(position)
+        dtype = jax.eval_shape(self._objective, position)[0].dtype
 
         def compute() -> tuple[Array, PyTree]:
-            (loss, _), grads = self._value_and_gradient(coordinates)
+            (loss, _), grads = self._value_and_gradient(position)
             return loss, grads
 
         def reuse() -> tuple[Array, PyTree]:
-            return search.value.astype(dtype), from_real(search.grad, coordinates)
+            return search.value.astype(dtype), from_real(search.grad, position)
 
         loss, grads = jax.lax.cond(jnp.isfinite(search.value), reuse, compute)
-        return (loss, self._objective(coordinates)[1]), grads
+        return (loss, self._objective(position)[1]), grads

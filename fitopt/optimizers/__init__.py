@@ -11,8 +11,8 @@ All of them take
 
 and raise `TypeError` or `ValueError` for an argument out of its range. In the formulas x are the
 parameters, g is the gradient, products and roots go entry by entry, and ⟨g⟩ᵦ is the running mean
-m ← β m + (1 - β) g. What optimizers see of a `Parameter` is its coordinate: that is what a step of
-size η moves, and what weight decay pulls to zero.
+m ← β m + (1 - β) g. What optimizers see of a `Parameter` is its unconstrained value: that is what a step
+of size η moves, and what weight decay pulls to zero.
 
 Names, arguments and defaults are those of the classes of braintools.optim, with these differences,
 where the classes did something else than they say (most of them until release 0.3):

@@ -2,22 +2,16 @@
 
 import optax
 
+from .arguments import fraction, is_zero, number, positive, two
 from .composition import (
     Clip,
     LearningRate,
     Optimizer,
-    clip,
     compose,
     decayed,
-    fraction,
-    is_zero,
-    number,
-    positive,
     relative_step,
     scale_by_rate,
-    small,
     trace,
-    two,
     with_an_axis,
 )
 
@@ -48,9 +42,10 @@ def adagrad(
     slower = number("lr_decay", lr_decay)
     fade = optax.scale_by_schedule(lambda t: 1 / (1 + slower * t))
     fade = optax.identity() if is_zero(slower) else fade
-    scale = optax.scale_by_rss(start, small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate, fade)
+    scale = optax.scale_by_rss(start, number("eps", eps))
+    return compose(
+        lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate, fade
+    )
 
 
 def adadelta(
@@ -73,9 +68,8 @@ def adadelta(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_adadelta(fraction("rho", rho), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = optax.scale_by_adadelta(fraction("rho", rho), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
 
 
 def rmsprop(
@@ -102,9 +96,10 @@ def rmsprop(
     1.00
     """
     method = optax.scale_by_stddev if centered else optax.scale_by_rms
-    scale = method(fraction("alpha", alpha), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate, trace(momentum))
+    scale = method(fraction("alpha", alpha), number("eps", eps))
+    return compose(
+        lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate, trace(momentum)
+    )
 
 
 def adafactor(
@@ -132,7 +127,7 @@ def adafactor(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    eps1, eps2 = (small(x) for x in two("eps", eps))
+    eps1, eps2 = (number("eps", x) for x in two("eps", eps))
     rms = optax.scale_by_factored_rms(factored, number("decay_rate", decay_rate), epsilon=eps1)
     limit = mean = optax.identity()
     if clip_threshold is not None:
@@ -143,8 +138,7 @@ def adafactor(
     wd = number("weight_decay", weight_decay)
     decay = optax.identity() if is_zero(wd) else lambda rate: optax.add_decayed_weights(-rate * wd)
     lr = relative_step if lr is None else lr
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, rms, limit, scale_by_rate, size, mean, decay)
+    return compose(lr, grad_clip_norm, grad_clip_value, rms, limit, scale_by_rate, size, mean, decay)
 
 
 def sm3(
@@ -167,6 +161,5 @@ def sm3(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = with_an_axis(optax.scale_by_sm3(fraction("momentum", momentum), eps=small(eps)))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = with_an_axis(optax.scale_by_sm3(fraction("momentum", momentum), eps=number("eps", eps)))
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)

@@ -2,19 +2,8 @@
 
 import optax
 
-from .composition import (
-    Betas,
-    Clip,
-    LearningRate,
-    Optimizer,
-    clip,
-    compose,
-    decayed,
-    number,
-    scale_by_rate,
-    small,
-    two_betas,
-)
+from .arguments import number, two_fractions
+from .composition import Betas, Clip, LearningRate, Optimizer, compose, decayed, scale_by_rate
 
 
 def adam(
@@ -39,9 +28,8 @@ def adam(
     1.00
     """
     method = optax.scale_by_amsgrad if amsgrad else optax.scale_by_adam
-    scale = method(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = method(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
 
 
 def adamw(
@@ -64,9 +52,8 @@ def adamw(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_adam(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, decayed(weight_decay), scale_by_rate)
+    scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
 
 
 def adamax(
@@ -89,9 +76,8 @@ def adamax(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_adamax(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = optax.scale_by_adamax(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
 
 
 def nadam(
@@ -114,9 +100,8 @@ def nadam(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_adam(*two_betas(betas), small(eps), nesterov=True)
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps), nesterov=True)
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
 
 
 def radam(
@@ -139,9 +124,8 @@ def radam(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_radam(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, decayed(weight_decay), scale_by_rate)
+    scale = optax.scale_by_radam(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
 
 
 def lamb(
@@ -164,10 +148,11 @@ def lamb(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_adam(*two_betas(betas), small(eps))
+    scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps))
     ratio = optax.scale_by_trust_ratio()
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, decayed(weight_decay), ratio, scale_by_rate)
+    return compose(
+        lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), ratio, scale_by_rate
+    )
 
 
 def yogi(
@@ -190,9 +175,8 @@ def yogi(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_yogi(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), scale, scale_by_rate)
+    scale = optax.scale_by_yogi(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
 
 
 def adabelief(
@@ -215,9 +199,8 @@ def adabelief(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_belief(*two_betas(betas), small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, decayed(weight_decay), scale_by_rate)
+    scale = optax.scale_by_belief(*two_fractions("betas", betas), number("eps", eps))
+    return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
 
 
 def novograd(
@@ -241,8 +224,7 @@ def novograd(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    b1, b2 = two_betas(betas)
+    b1, b2 = two_fractions("betas", betas)
     decay = number("weight_decay", weight_decay)
-    scale = optax.scale_by_novograd(b1, b2, small(eps), weight_decay=decay)
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, scale_by_rate)
+    scale = optax.scale_by_novograd(b1, b2, number("eps", eps), weight_decay=decay)
+    return compose(lr, grad_clip_norm, grad_clip_value, scale, scale_by_rate)

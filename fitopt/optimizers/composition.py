@@ -1,21 +1,18 @@
 """What the named optimizers are made of: parts in a row, and the learning rate that some depend on."""
 
-import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, PyTree
 from optax.contrib import split_real_and_imaginary
 from optax.transforms import PartitionState
 
 from ..transforms.transform import real_dtype
+from .arguments import fraction, is_zero, number, one_of, positive
 
 LearningRate = ArrayLike | Callable[[Array], ArrayLike]
 Optimizer = optax.GradientTransformationExtraArgs
@@ -37,14 +34,15 @@ class InjectLearningRateState(NamedTuple):
     inner_state: PyTree
 
 
-def compose(lr: LearningRate, clip: Sequence[Part], *parts: Part) -> Optimizer:
-    """The parts in a row; those that depend on the learning rate are functions of it."""
+def compose(lr: LearningRate, grad_clip_norm: Clip, grad_clip_value: Clip, *parts: Part) -> Optimizer:
+    """Clipping and the parts in a row; those that depend on the learning rate are functions of it."""
+    parts = (*clip(grad_clip_norm, grad_clip_value), *parts)
     schedule = lr if callable(lr) else None
     if schedule is None:
         number("lr", lr, expected="a number or a schedule")
 
     def build(rate: Array) -> Optimizer:
-        made = [part(rate) if callable(part) else part for part in (*clip, *parts)]
+        made = [part(rate) if callable(part) else part for part in parts]
         return optax.with_extra_args_support(optax.chain(*made))
 
     def init(params: Any) -> Any:
@@ -81,15 +79,10 @@ def learning_rate(state: PyTree) -> Any:
     >>> print(learning_rate(adam(0.5).init({"x": 3.0})))
     0.5
     """
-    for node in jax.tree.leaves(state, is_leaf=_holds_rate):
-        if isinstance(node, PartitionState):
-            return {k: learning_rate(x) for k, x in node.inner_states.items() if has_rate(x)}
-        if _holds_rate(node):
-            return node.hyperparams["learning_rate"]
-    raise ValueError("this optimizer state holds no learning rate; those of fitopt.optimizers do")
+    return known_rate(_find_rate(state))
 
 
-def set_learning_rate(state: PyTree, lr: ArrayLike | Mapping[str, ArrayLike]) -> PyTree:
+def set_learning_rate(state: PyTree, learning_rate: ArrayLike | Mapping[str, ArrayLike]) -> PyTree:
     """An optimizer's state with another learning rate; with `groups`, one for all, or a dict by pattern.
 
     The state of many fits at once, made under `vmap`, holds an array of rates: give one number for all,
@@ -103,17 +96,18 @@ def set_learning_rate(state: PyTree, lr: ArrayLike | Mapping[str, ArrayLike]) ->
     >>> print(learning_rate(set_learning_rate(state, 0.25)))
     0.25
     """
-    current = learning_rate(state)
-    if isinstance(lr, Mapping):
+    current, new = known_rate(_find_rate(state)), learning_rate
+    if isinstance(new, Mapping):
         known = list(current) if isinstance(current, dict) else []
-        if unknown := [label for label in lr if label not in known]:
+        if unknown := [label for label in new if label not in known]:
             raise ValueError(f"no groups {unknown} with a learning rate; there are {known}")
 
     def change(node: Any) -> Any:
         if isinstance(node, PartitionState):
-            rates = lr if isinstance(lr, Mapping) else dict.fromkeys(current, lr)
-            new = {k: set_learning_rate(node.inner_states[k], rate) for k, rate in rates.items()}
-            return node._replace(inner_states={**node.inner_states, **new})
+            with_rate = {k: x for k, x in node.inner_states.items() if has_rate(x)}
+            rates = new if isinstance(new, Mapping) else dict.fromkeys(with_rate, new)
+            changed = {k: set_learning_rate(x, rates[k]) for k, x in with_rate.items() if k in rates}
+            return node._replace(inner_states={**node.inner_states, **changed})
         if not _holds_rate(node):
             return node
         scheduled = isinstance(node, InjectLearningRateState) and node.count is not None
@@ -122,18 +116,42 @@ def set_learning_rate(state: PyTree, lr: ArrayLike | Mapping[str, ArrayLike]) ->
                 "a schedule sets this learning rate; make the optimizer with a number instead"
             )
         old = jnp.asarray(node.hyperparams["learning_rate"])
-        new = jnp.broadcast_to(jnp.asarray(number("lr", lr, shape=old.shape), old.dtype), old.shape)
-        return node._replace(hyperparams={**node.hyperparams, "learning_rate": new})
+        rate = jnp.asarray(number("learning_rate", new, shape=old.shape), old.dtype)
+        return node._replace(
+            hyperparams={**node.hyperparams, "learning_rate": jnp.broadcast_to(rate, old.shape)}
+        )
 
     return jax.tree.map(change, state, is_leaf=_holds_rate)
 
 
+def has_rate(state: PyTree) -> bool:
+    """Whether an optimizer's state holds its learning rate."""
+    return _find_rate(state) is not None
+
+
+def known_rate(rate: PyTree | None, who: str = "") -> PyTree:
+    """A learning rate, or for None the one error that says that there is none; `who` wants to know."""
+    if rate is None:
+        raise ValueError(
+            f"{who}: " * bool(who) + "the state of this optimizer holds no learning rate; "
+            "use one of fitopt.optimizers, or optax.inject_hyperparams"
+        )
+    return rate
+
+
+def _find_rate(state: PyTree) -> PyTree | None:
+    for node in jax.tree.leaves(state, is_leaf=_holds_rate):
+        if isinstance(node, PartitionState):
+            found = {label: _find_rate(inner) for label, inner in node.inner_states.items()}
+            if known := {label: rate for label, rate in found.items() if rate is not None}:
+                return known
+        elif _holds_rate(node):
+            return node.hyperparams["learning_rate"]
+    return None
+
+
 def _holds_rate(x: Any) -> bool:
     return isinstance(x, PartitionState) or "learning_rate" in getattr(x, "hyperparams", ())
-
-
-def has_rate(state: PyTree) -> bool:
-    return any(_holds_rate(x) for x in jax.tree.leaves(state, is_leaf=_holds_rate))
 
 
 # --- parts ---
@@ -169,16 +187,14 @@ def relative_step(count: Array) -> Array:
 def line_search(linesearch: Any) -> optax.GradientTransformation:
     if linesearch is None:
         return optax.identity()
-    if linesearch == "zoom":
-        return optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one")
-    if linesearch == "backtracking":  # from 1 each time, whatever the last step was
-        return optax.scale_by_backtracking_linesearch(
-            30, decrease_factor=0.5, increase_factor=jnp.inf, store_grad=True
-        )
     if isinstance(linesearch, optax.GradientTransformation):
         return linesearch
-    raise ValueError(
-        f'linesearch must be "zoom", "backtracking", None or one of optax, got {linesearch!r}'
+    if not isinstance(linesearch, str):
+        raise TypeError(f"linesearch must be a string, None or one of optax, got {linesearch!r}")
+    if one_of("linesearch", linesearch, ("zoom", "backtracking")) == "zoom":
+        return optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one")
+    return optax.scale_by_backtracking_linesearch(  # from 1 each time, whatever the last step was
+        30, decrease_factor=0.5, increase_factor=jnp.inf, store_grad=True
     )
 
 
@@ -218,68 +234,3 @@ def with_an_axis(inner: optax.GradientTransformation) -> optax.GradientTransform
         return jax.tree.map(lambda u, like: u.reshape(like.shape), raised, updates), state
 
     return optax.GradientTransformation(init, update)
-
-
-# --- checks of arguments ---
-
-
-def number(
-    name: str,
-    x: Any,
-    low: float = 0.0,
-    high: float = math.inf,
-    expected: str = "a number",
-    shape: tuple[int, ...] = (),
-) -> Any:
-    """`x`, if it is a number in [low, high), or an array of them of this shape, or traced."""
-    array = x if isinstance(x, Tracer) else np.asarray(x)
-    real = jnp.issubdtype(array.dtype, jnp.integer) or jnp.issubdtype(array.dtype, jnp.floating)
-    if array.shape not in ((), shape) or not real:
-        expected += f" or an array of shape {shape}" if shape else ""
-        raise TypeError(f"{name} must be {expected}, got {x!r}")
-    if isinstance(x, Tracer):
-        return x
-    if not np.all((low <= array) & (array < high)):
-        bounds = f"at least {low:g} and finite" if high == math.inf else f"in [{low:g}, {high:g})"
-        raise ValueError(f"{name} must be {bounds}, got {x!r}")
-    return x
-
-
-def is_zero(x: Any) -> bool:
-    """Whether it is known to be 0: a traced number is not."""
-    return not isinstance(x, Tracer) and x == 0
-
-
-def positive(name: str, x: Any) -> Any:
-    if is_zero(number(name, x)):
-        raise ValueError(f"{name} must be positive, got {x!r}")
-    return x
-
-
-def fraction(name: str, x: Any) -> Any:
-    return number(name, x, high=1.0)
-
-
-def small(eps: Any) -> Any:
-    return number("eps", eps)
-
-
-def whole(name: str, x: Any) -> int:
-    try:
-        number = operator.index(x)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {x!r}") from None
-    if isinstance(x, bool) or number < 1:
-        raise ValueError(f"{name} must be a positive integer, got {x!r}")
-    return number
-
-
-def two(name: str, pair: Any) -> tuple[Any, Any]:
-    if not isinstance(pair, tuple | list) or len(pair) != 2:
-        raise TypeError(f"{name} must be a pair of numbers, got {pair!r}")
-    return pair[0], pair[1]
-
-
-def two_betas(betas: Betas) -> tuple[float, float]:
-    b1, b2 = two("betas", betas)
-    return fraction("betas[0]", b1), fraction("betas[1]", b2)

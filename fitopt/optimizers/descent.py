@@ -3,23 +3,18 @@
 import jax.numpy as jnp
 import optax
 
+from .arguments import number, two, two_fractions, whole
 from .composition import (
     Betas,
     Clip,
     LearningRate,
     Optimizer,
-    clip,
     compose,
     decayed,
     line_search,
-    number,
     scale_by_rate,
     scale_by_rprop,
-    small,
     trace,
-    two,
-    two_betas,
-    whole,
 )
 
 
@@ -43,8 +38,14 @@ def sgd(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), trace(momentum, nesterov), scale_by_rate)
+    return compose(
+        lr,
+        grad_clip_norm,
+        grad_clip_value,
+        decayed(weight_decay),
+        trace(momentum, nesterov),
+        scale_by_rate,
+    )
 
 
 def momentum(
@@ -116,9 +117,10 @@ def lars(
     1.00
     """
     trust = number("trust_coefficient", trust_coefficient)
-    ratio = optax.scale_by_trust_ratio(trust_coefficient=trust, eps=small(eps))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, decayed(weight_decay), ratio, scale_by_rate, trace(momentum))
+    ratio = optax.scale_by_trust_ratio(trust_coefficient=trust, eps=number("eps", eps))
+    return compose(
+        lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), ratio, scale_by_rate, trace(momentum)
+    )
 
 
 def fromage(
@@ -142,8 +144,7 @@ def fromage(
     1.00
     """
     least = number("min_norm", min_norm)
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, lambda rate: optax.fromage(rate, least))
+    return compose(lr, grad_clip_norm, grad_clip_value, lambda rate: optax.fromage(rate, least))
 
 
 def lion(
@@ -165,9 +166,8 @@ def lion(
     >>> print(f"{state['x']:.2f}")
     1.00
     """
-    scale = optax.scale_by_lion(*two_betas(betas))
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, scale, decayed(weight_decay), scale_by_rate)
+    scale = optax.scale_by_lion(*two_fractions("betas", betas))
+    return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
 
 
 def rprop(
@@ -199,8 +199,7 @@ def rprop(
     relative = lambda rate: scale_by_rprop(
         minus, plus, jnp.where(rate > 0, low / rate, 0.0), jnp.where(rate > 0, high / rate, jnp.inf)
     )
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, relative, scale_by_rate)
+    return compose(lr, grad_clip_norm, grad_clip_value, relative, scale_by_rate)
 
 
 def lbfgs(
@@ -229,5 +228,6 @@ def lbfgs(
     """
     memory_size = whole("memory_size", memory_size)
     direction = optax.scale_by_lbfgs(memory_size, scale_init_precond)
-    clipped = clip(grad_clip_norm, grad_clip_value)
-    return compose(lr, clipped, direction, scale_by_rate, line_search(linesearch))
+    return compose(
+        lr, grad_clip_norm, grad_clip_value, direction, scale_by_rate, line_search(linesearch)
+    )

@@ -1,23 +1,63 @@
 """Parameter groups: an optimizer of its own for each part of a state."""
 
+import dataclasses
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextvars import ContextVar
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import optax
 from jaxtyping import PyTree
+from optax.transforms import PartitionState
 
 Path = tuple[Any, ...]  # of a leaf: the keys that jax.tree gives
 
 _DEFAULT = "(default)"  # the label of what no pattern matches
 
 
-# Parameters' names by their paths in the tree that an optimizer gets. They reach `groups` past whatever
-# optax has wrapped around it: that hands on trees of the same structure, or parts of them.
-_names: ContextVar[Mapping[Path, str]] = ContextVar("names", default=MappingProxyType({}))
+# A Parameter's name may be another one than its place in the state says. It then travels with the value,
+# as a node of the trees that an optimizer gets: so it reaches `groups` past whatever optax has wrapped
+# around it.
+
+
+@dataclasses.dataclass(frozen=True)
+class _NameKey:
+    """A part of a path that tells the name of what comes behind it."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+@jax.tree_util.register_pytree_with_keys_class
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A value in a pytree, with a name besides that of its place.
+
+    >>> jax.tree.leaves_with_path({"k": Named(1.0, "rate")})
+    [((DictKey(key='k'), _NameKey(name='rate')), 1.0)]
+    """
+
+    value: Any
+    name: str
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[_NameKey, Any]], str]:
+        return ((_NameKey(self.name), self.value),), self.name
+
+    @classmethod
+    def tree_unflatten(cls, name: str, values: Sequence[Any]) -> "Named":
+        return cls(*values, name)
+
+
+def without_names(tree: PyTree) -> PyTree:
+    """A tree with the values alone in place of `Named` ones.
+
+    >>> without_names({"k": Named(1.0, "rate")})
+    {'k': 1.0}
+    """
+    is_named = lambda x: isinstance(x, Named)
+    return jax.tree.map(lambda x: x.value if is_named(x) else x, tree, is_leaf=is_named)
 
 
 def by_name(
@@ -27,26 +67,55 @@ def by_name(
 
     **Arguments:**
 
-    - `names`: the names, in the structure of what `init` gets.
+    - `names`: the names, in the structure of what `init` gets; None for what has none.
 
     >>> from fitopt.optimizers import groups, sgd
     >>> optimizer = optax.chain(optax.clip(1.0), groups({"rate": sgd(0.1)}))
     >>> state = by_name(optimizer, {"k": "rate"}).init({"k": 1.0})
     """
-    known = dict(jax.tree.leaves_with_path(names))
-
-    def knowing(function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **extra: Any) -> Any:
-            token = _names.set(known)
-            try:
-                return function(*args, **extra)
-            finally:
-                _names.reset(token)
-
-        return call
-
     optimizer = optax.with_extra_args_support(optimizer)
-    return optax.GradientTransformationExtraArgs(knowing(optimizer.init), knowing(optimizer.update))
+    leaves, treedef = jax.tree.flatten_with_path(names, is_leaf=lambda x: x is None)
+    unlike = [None if name in _told_by(path) else name for path, name in leaves]
+    if not any(unlike):
+        return optimizer
+
+    def named(tree: PyTree) -> PyTree:
+        values = treedef.flatten_up_to(tree)
+        pairs = zip(values, unlike, strict=True)
+        return treedef.unflatten([x if name is None else Named(x, name) for x, name in pairs])
+
+    def init(params: Any) -> optax.OptState:
+        state = optimizer.init(named(params))
+        return state if _has_groups(state) else optimizer.init(params)
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        if not _has_groups(state):  # trees in the user's own optimizers are of the plain structure
+            return optimizer.update(updates, state, params, **extra)
+        if "grad" in extra:
+            extra["grad"] = named(extra["grad"])
+        for key in ("value_fn", "obj_fn"):
+            if key in extra:
+                extra[key] = _of_values(extra[key])
+        if "grad_fn" in extra:
+            grad_fn = _of_values(extra["grad_fn"])
+            extra["grad_fn"] = lambda *args, **kwargs: named(grad_fn(*args, **kwargs))
+        params = None if params is None else named(params)
+        updates, state = optimizer.update(named(updates), state, params, **extra)
+        return without_names(updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _of_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of parameters that takes `Named` ones, too."""
+    return lambda params, *args, **kwargs: function(without_names(params), *args, **kwargs)
+
+
+def _has_groups(state: PyTree) -> bool:
+    is_split = lambda x: isinstance(x, PartitionState)
+    return any(map(is_split, jax.tree.leaves(state, is_leaf=is_split)))
 
 
 def groups(
@@ -119,17 +188,19 @@ def _labels(optimizers: Mapping[str, Any], params: PyTree) -> PyTree:
     """The pattern that decides about each parameter, in the structure of `params`."""
     leaves, treedef = jax.tree.flatten_with_path(params)
     patterns = [pattern for pattern in optimizers if pattern != _DEFAULT]
-    called, shown = _called([path for path, _ in leaves])
-    matches = [[p for p in patterns if any(fnmatchcase(x, p) for x in names)] for names in called]
+    matches, shown = [], []
+    for path, _ in leaves:
+        known = _told_by(path)
+        matches.append([p for p in patterns if any(fnmatchcase(x, p) for x in known)])
+        place, name = known[0], ", ".join(known[2:])
+        shown.append(f"{place} ({name})" if place and name else place + name)
     labels = [found[0] if found else _DEFAULT for found in matches]
     free = f"the free parameters are: {', '.join(shown)}"
-    if not _names.get():
-        free += " (their names are not known here: give patterns of paths)"
     for pattern in patterns:
         if pattern not in labels:
             taken = any(pattern in found for found in matches)
-            why = "finds all its parameters taken by patterns before it" if taken else "matches none"
-            raise ValueError(f"the pattern {pattern!r} {why}; {free}")
+            fault = "finds all its parameters taken by patterns before it" if taken else "matches none"
+            raise ValueError(f"the pattern {pattern!r} {fault}; {free}")
     left = [text for text, label in zip(shown, labels, strict=True) if label not in optimizers]
     if left:
         raise ValueError(
@@ -139,15 +210,11 @@ def _labels(optimizers: Mapping[str, Any], params: PyTree) -> PyTree:
     return jax.tree.unflatten(treedef, labels)
 
 
-def _called(paths: Sequence[Path]) -> tuple[list[set[str]], list[str]]:
-    """What patterns may match of each parameter, and what errors show of it."""
-    called, shown = [], []
-    for path in paths:
-        text = jax.tree_util.keystr(path, simple=True, separator="/")
-        name = _names.get().get(path, text)
-        called.append({text, text.rpartition("/")[2], name})
-        shown.append(name if text in ("", name) else f"{text} ({name})")
-    return called, shown
+def _told_by(path: Path) -> list[str]:
+    """What patterns may match: the whole path, the last part of it, a name besides these."""
+    place = [key for key in path if not isinstance(key, _NameKey)]
+    text = jax.tree_util.keystr(tuple(place), simple=True, separator="/")
+    return [text, text.rpartition("/")[2], *(key.name for key in path if isinstance(key, _NameKey))]
 
 
 # What the optimizer of a group gets is the whole tree with an optax.MaskedNode for each other parameter.

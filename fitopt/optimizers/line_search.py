@@ -8,6 +8,8 @@ import optax
 from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
+from .groups import without_names
+
 _STATES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)
 
 
@@ -32,7 +34,7 @@ def last_search(state: PyTree) -> Any:
     >>> last_search(optax.chain(optax.lbfgs(), optax.scale(0.5)).init(jnp.zeros(2)))
     """
     if _is_search(state):
-        return state
+        return without_names(state)
     if type(state) is tuple and state:
         return last_search(state[-1])
     wraps = isinstance(state, optax.ApplyIfFiniteState) or hasattr(state, "hyperparams")

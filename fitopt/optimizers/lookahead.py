@@ -8,21 +8,28 @@ import optax
 from jaxtyping import Array, PyTree
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
-from .composition import Clip, Optimizer, clip, fraction, is_zero, positive, whole
-from .groups import merge, restrict
+from .arguments import fraction, is_zero, positive, whole
+from .composition import Clip, Optimizer, clip
+from .groups import merge, restrict, without_names
 from .line_search import forget
 
 
 class LookaheadState(NamedTuple):
     """The state of `lookahead`.
 
+    **Arguments:**
+
+    - `slow`: the slow weights, which a fit returns.
+    - `fast_state`: the state of `base_optimizer`.
+    - `steps_since_sync`: a counter.
+
     >>> from fitopt.optimizers import lookahead, sgd
     >>> lookahead(sgd(0.1)).init({"x": 3.0}).slow
     {'x': Array(3., dtype=float32, weak_type=True)}
     """
 
-    slow: PyTree  # the slow weights: what a fit returns
-    fast_state: PyTree  # of base_optimizer
+    slow: PyTree
+    fast_state: PyTree
     steps_since_sync: Array
 
 
@@ -92,6 +99,7 @@ def evaluation_params(state: PyTree, params: PyTree) -> PyTree:
     {'x': Array(3., dtype=float32, weak_type=True)}
     """
     kinds = LookaheadState | ScheduleFreeState
+    state = without_names(state)
     for node in jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, kinds)):
         if isinstance(node, LookaheadState):
             params = merge(node.slow, params)

@@ -185,7 +185,7 @@ def find_panels(
 
 def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter | None]:
     """The recorded Parameters by path, None where one is not known."""
-    given = history._start if state is None else state
+    given = history.start if state is None else state
     pairs = jax.tree_util.tree_leaves_with_path(given, is_leaf=is_parameter)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
     known = {path: leaf if is_parameter(leaf := found.get(path)) else None for path in leaves}

@@ -161,7 +161,7 @@ def report(
         raise ValueError("state has no free Parameter, as one that was fitted would have")
     if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, dict(history)))):
         raise TypeError("report works with NumPy on the host, not inside jit, vmap or grad")
-    began = getattr(history, "_start", None) if start is None else start
+    began = getattr(history, "start", None) if start is None else start
     starts = None
     if began is not None:
         starts = parameters_of(began)

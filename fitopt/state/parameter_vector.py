@@ -52,6 +52,8 @@ class Block:
     @functools.cached_property
     def position(self) -> jax.ShapeDtypeStruct:
         """Shape and dtype of its position."""
+        if self.transform.elementwise:
+            return jax.ShapeDtypeStruct(self.shape, self.dtype)
         return jax.eval_shape(self.to_position, jax.ShapeDtypeStruct(self.shape, self.dtype))
 
     @functools.cached_property
@@ -127,8 +129,9 @@ class Block:
 
     def step(self, displacements: Float[Array, " displacements"]) -> Array:
         """A step of the position, in its shape."""
-        reals = jnp.zeros(_reals(self.position), jnp.finfo(self.position.dtype).dtype)
-        reals = reals.at[self.moved].set(displacements.astype(reals.dtype))
+        reals = displacements.astype(jnp.finfo(self.position.dtype).dtype)
+        if self.moved.size < _reals(self.position):
+            reals = jnp.zeros(_reals(self.position), reals.dtype).at[self.moved].set(reals)
         return _shaped(reals, self.position)
 
 
@@ -174,6 +177,12 @@ class ParameterVector:
         """The position after values were edited; what was not edited keeps it to the last bit."""
         quads = zip(self.blocks, position, before, after, strict=True)
         return [block.edited_position(x, old, new) for block, x, old, new in quads]
+
+    @property
+    def is_affine(self) -> bool:
+        """Whether values differ from the position by scales alone."""
+        specs = [block.spec for block in self.blocks]
+        return not any(spec.is_bounded or spec.transform is not None for spec in specs)
 
     # A position as one vector, as solvers want it.
 
@@ -265,6 +274,33 @@ class ParameterVector:
     def nearest_bound(self, elements: Float[np.ndarray, " elements"]) -> Float[np.ndarray, " elements"]:
         """For each element the bound that it is closer to."""
         return np.where(elements - self.lower < self.upper - elements, self.lower, self.upper)
+
+    @functools.cached_property
+    def can_be_flat(self) -> Bool[np.ndarray, " elements"]:
+        """Which elements have a bound, next to which the transform is flat."""
+        bounds = np.stack(
+            [
+                np.concatenate([block.constant(bound(block.spec), np.nan) for block in self.blocks])
+                for bound in (lambda spec: spec.lower, lambda spec: spec.upper)
+            ]
+        )
+        return np.isfinite(bounds).any(axis=0) & (self.displacement_of >= 0)
+
+    def inside_by(
+        self, elements: Float[Array, " elements"], fraction: float | Array
+    ) -> tuple[Float[Array, " elements"], Bool[Array, " elements"]]:
+        """The elements, but those close to a bound further inside; and where that is upwards.
+
+        `fraction` is a part of the width between bounds, or of the size of an element with one bound.
+        """
+        upwards = elements - self.lower < self.upper - elements
+        bound = jnp.where(upwards, self.lower, self.upper)
+        bound = jnp.where(jnp.isfinite(bound), bound, elements)
+        width = self.upper - self.lower
+        size = jnp.maximum(self.span, jnp.abs(elements))
+        step = fraction * jnp.where(np.isfinite(width), width, size)
+        further = jnp.maximum(elements, bound + step), jnp.minimum(elements, bound - step)
+        return jnp.where(upwards, *further), upwards
 
     def labelled(self, which: Bool[np.ndarray, " elements"]) -> tuple[str, ...]:
         """The names of some elements."""

@@ -11,7 +11,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Int, PyTree
 
-from ..engine.validation import check_optimizer
+from ..methods.optax_method import check_optimizer
 from ..optimizers.composition import InjectLearningRateState, learning_rate, set_learning_rate
 from .leaves import NUMBERS, replaced, zeros_like
 from .parameter_group import Kept, ParameterGroup, Plan, State

@@ -1,80 +1,42 @@
-"""Checkpoints: the points from which a fit can be resumed, on disk and in memory.
+"""Checkpoints on disk: in a directory, those that orbax writes.
 
-A directory holds those that orbax writes. Where series of the history have become large, they lie beside
-them in `history/`, and all share them: each refers to the records that there were when it was written.
+Where series of the history have become large, they lie beside them in `history/`, and all checkpoints
+share them: each refers to the records that there were when it was written.
 """
 
-import os
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
-from ..engine.resume import Description, ResumePoint, cut
-from ..engine.snapshot import Small, Snapshot
-from ..history import History
-from . import npz as archive
-from . import series_files
+from . import npz, series_files
 from .series_files import SeriesFiles
 
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
 
-_VERSION = 2
+_VERSION = 3
 _LARGE = 2**20  # bytes: from this size on a series is not written anew for each checkpoint
 
 
-def points(resume_from: Any) -> Iterator[tuple[ResumePoint, History]]:
-    """Where a fit may go on, the furthest first: from a history, or a directory with checkpoints.
+class Contents(NamedTuple):
+    """What a checkpoint holds."""
 
-    Damaged checkpoints are left out, with a warning; where there are none a fit starts anew.
-    """
-    if resume_from is None:
-        return
-    if isinstance(resume_from, History):
-        if resume_from._resume_point is None:
-            raise ValueError(
-                "resume_from: this history does not know where its fit has ended (it comes from a file, "
-                "is a copy, or of a fit inside jit or vmap); resume from a directory of checkpoints"
-            )
-        yield resume_from._resume_point, resume_from
-        return
-    if not isinstance(resume_from, str | os.PathLike):
-        raise TypeError(f"resume_from must be a directory or a History, got {resume_from!r}")
-    yield from _points_on_disk(Path(resume_from))
+    step: int
+    arrays: dict[str, PyTree]  # of arrays, random keys among them
+    items: dict[str, Any]  # of the history
+    every: Mapping[str, int]  # the names of those that are series, and how far their records are apart
+    facts: dict[str, Any]  # for JSON
 
 
-def _points_on_disk(directory: Path) -> Iterator[tuple[ResumePoint, History]]:
-    if directory.exists() and not directory.is_dir():
-        raise NotADirectoryError(f"resume_from: {directory} is not a directory")
-    steps: list[int] = []
-    if directory.is_dir():
-        with open_manager(directory, create=False) as manager:
-            steps = sorted(manager.all_steps(), reverse=True)
-            for step in steps:
-                try:
-                    point = read(manager, step)
-                except OtherFormat:
-                    raise
-                except Exception as error:  # orbax and tensorstore raise all kinds for a damaged file
-                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                    warnings.warn(
-                        f"the checkpoint of step {step} in {directory} is damaged ({reason}); "
-                        "going on from the one before",
-                        RuntimeWarning,
-                        stacklevel=5,
-                    )
-                else:
-                    yield point
-    if not steps:
-        warnings.warn(
-            f"there is no checkpoint in {directory}: the fit begins anew", RuntimeWarning, stacklevel=5
-        )
+class OtherFormat(ValueError):
+    """Another release of fitopt has written a checkpoint."""
 
 
 def open_manager(directory: Path, keep: int | None = None, create: bool = True) -> "CheckpointManager":
@@ -99,64 +61,92 @@ def open_series(directory: Path) -> SeriesFiles:
     return SeriesFiles(directory / "history")
 
 
-class OtherFormat(ValueError):
-    """Another release of fitopt has written a checkpoint."""
+# Writing.
 
 
-class Contents(NamedTuple):
-    """What goes into a checkpoint; the fit may go on meanwhile."""
+class Frozen(NamedTuple):
+    """The contents of a checkpoint as they are written, while a fit may go on with its own."""
 
-    point: ResumePoint
-    described: tuple[Description, Description]
-    series: dict[str, Any]
-    every: dict[str, int]
-    others: tuple[dict[str, np.ndarray], Any]  # what else is in the history, packed
+    contents: Contents
+    series: dict[str, PyTree]
+    others: tuple[dict[str, np.ndarray], Any]  # all else in the history, packed
 
 
-def collect(point: ResumePoint, history: History) -> Contents:
-    """What a checkpoint of this moment holds."""
-    items = _packable(cut(history, point.steps))
-    names = [name for name in history._series() if name in items and _bytes(items[name]) > _LARGE]
+def freeze(contents: Contents) -> Frozen:
+    """Copies of what a fit may change: series only grow, and are never changed in place."""
+    items = _packable(contents.items)
+    names = [name for name in contents.every if name in items and _bytes(items[name]) > _LARGE]
     series = {name: items.pop(name) for name in names}
-    # Series only grow, and what the fit works with is never changed in place; all else may be.
-    arrays, packed = archive.pack({"history": items})
+    arrays, packed = npz.pack({"history": items})
     others = {name: array.copy() for name, array in arrays.items()}, packed
-    return Contents(point, point.describe(), series, dict(history._every), others)
+    return Frozen(contents, series, others)
 
 
-def write(manager: "CheckpointManager", files: SeriesFiles, contents: Contents) -> None:
+def write(manager: "CheckpointManager", files: SeriesFiles, frozen: Frozen) -> None:
     """Write a checkpoint: first the records that it refers to, then the rest."""
     import orbax.checkpoint as ocp
 
-    point = contents.point
-    assert point.carry is not None
-    state, method = contents.described
-    arrays, packed = archive.pack(
-        {
-            "small": [_without_key(x) for x in point.carry.small.arrays],
-            "large": [_without_key(x) for x in point.carry.large],
-            "start": point.start,
-            "fixed": point.fixed,
-        }
-    )
-    others, packed_others = contents.others
+    contents = frozen.contents
+    arrays, packed = npz.pack(jax.tree.map(_without_key, contents.arrays))
+    others, packed_others = frozen.others
     arrays |= others
     rest = {
         "version": _VERSION,
         "packed": packed,
         "others": packed_others,
         "checksums": {name: _checksum(array) for name, array in arrays.items()},
-        "series": files.write(contents.series),
-        "every": contents.every,
-        "elapsed": point.elapsed,
-        "state": state,
-        "method": method,
+        "series": files.write(frozen.series),
+        "every": dict(contents.every),
+        "facts": contents.facts,
     }
     args = ocp.args.Composite(arrays=ocp.args.StandardSave(arrays), rest=ocp.args.JsonSave(rest))
-    manager.save(point.steps, args=args)
+    manager.save(contents.step, args=args)
 
 
-def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]:
+def _bytes(item: Any) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(item))
+
+
+def _packable(items: dict[str, Any]) -> dict[str, Any]:
+    """What can be written of a history; what callbacks may have put there besides is left out."""
+    kept = {}
+    for name, item in items.items():
+        try:
+            npz.pack({name: item})
+        except TypeError as error:
+            warnings.warn(f"not part of the checkpoint: {error}", RuntimeWarning, stacklevel=2)
+        else:
+            kept[name] = item
+    return kept
+
+
+# Reading.
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that cannot be read, and why."""
+
+    step: int
+    reason: str
+
+
+def read_all(directory: Path) -> Iterator[Contents | Damaged]:
+    """The checkpoints in a directory, the last one first."""
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"resume_from: {directory} is not a directory")
+    if not directory.is_dir():
+        return
+    with open_manager(directory, create=False) as manager:
+        for step in sorted(manager.all_steps(), reverse=True):
+            try:
+                yield read(manager, step)
+            except OtherFormat:
+                raise
+            except Exception as error:  # orbax and tensorstore raise all kinds for a damaged file
+                yield Damaged(step, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def read(manager: "CheckpointManager", step: int) -> Contents:
     """One checkpoint.
 
     **Raises:** whatever reading a damaged file raises; `ValueError` where its bytes have changed;
@@ -176,43 +166,28 @@ def read(manager: "CheckpointManager", step: int) -> tuple[ResumePoint, History]
     changed = [name for name, x in arrays.items() if _checksum(x) != rest["checksums"].get(name)]
     if changed:
         raise ValueError(f"checksums differ: {', '.join(changed)}")
-    items = archive.unpack(rest["packed"], arrays.__getitem__)
+    unpacked = npz.unpack(rest["packed"], arrays.__getitem__)
     series = series_files.read(Path(manager.directory) / "history", rest["series"])
-    history = History(series | archive.unpack(rest["others"], arrays.__getitem__)["history"])
-    history._every = dict(rest["every"])
-    small, large = ([_with_key(x) for x in items[name]] for name in ("small", "large"))
-    carry = Snapshot(Small(small, None, ()), large)
-    described = rest["state"], rest["method"]
-    point = ResumePoint(step, carry, items["start"], items["fixed"], rest["elapsed"], lambda: described)
-    return point, history
-
-
-def _bytes(item: Any) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(item))
+    items = npz.unpack(rest["others"], arrays.__getitem__)["history"]
+    is_key = lambda x: isinstance(x, dict) and "generator" in x
+    return Contents(
+        step,
+        jax.tree.map(_with_key, unpacked, is_leaf=lambda x: x is None or is_key(x)),
+        series | items,
+        rest["every"],
+        rest["facts"],
+    )
 
 
 def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).view(np.uint8).data)
 
 
-def _packable(items: dict[str, Any]) -> dict[str, Any]:
-    """What can be written of a history; what callbacks may have put there besides is left out."""
-    kept = {}
-    for name, item in items.items():
-        try:
-            archive.pack({name: item})
-        except TypeError as error:
-            warnings.warn(f"not part of the checkpoint: {error}", RuntimeWarning, stacklevel=2)
-        else:
-            kept[name] = item
-    return kept
-
-
 # Random keys have a dtype that files don't know.
 
 
 def _without_key(x: Any) -> Any:
-    if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)):
         return x
     return {"key": jax.random.key_data(x), "generator": str(jax.random.key_impl(x))}
 

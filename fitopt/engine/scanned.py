@@ -1,0 +1,117 @@
+"""A fit inside `jit`, `vmap` or `grad`: one `lax.scan`."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from ..callback import own_methods
+from ..history import History
+from ..methods.method import Constants
+from . import snapshot
+from .compiled import FIRST_CALLBACK, NOT_FINITE, RUNNING, Carry, Loop
+from .records import records_of
+
+
+class Scanned(NamedTuple):
+    """What a fit under a transformation gives back."""
+
+    values: list[Array]
+    final_loss: Array
+    losses: Array  # NaN after the stop
+    n_steps: Array
+    converged: Array
+    records: tuple[dict[str, PyTree] | None, ...]
+
+    def history(self, loop: Loop) -> History:
+        """The history, in which all is traced."""
+        history = History(loss=self.losses)
+        for callback, records in zip(loop.problem.callbacks, self.records, strict=True):
+            for name, record in (records or {}).items():
+                every = callback.every
+                history[name] = jax.tree.map(lambda x, every=every: x[::every], record)
+                history.every[name] = every
+        best_step, best_loss = jnp.zeros((), int), self.final_loss
+        if self.losses.size:
+            best_step = jnp.argmin(jnp.where(jnp.isnan(self.losses), jnp.inf, self.losses))
+            best_loss = self.losses[best_step]
+        history.update(
+            n_steps=self.n_steps,
+            converged=self.converged,
+            final_loss=self.final_loss,
+            best_loss=best_loss,
+            best_step=best_step,
+        )
+        return history
+
+
+def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
+    """A whole fit as one `lax.scan`."""
+    after_update = loop.problem.method.loss_after_update
+    objective, stepper = loop.bind(constants)
+    carry = loop.begin(constants)
+
+    def advance(state: Any, step: Array) -> Any:
+        carry, good, _, count = state
+        after, info, loss, code = loop.step(objective, stepper, carry, step)
+        evaluated = stepper.position((after if after_update else carry).stepper)
+        good = _select(jnp.isfinite(loss), evaluated, good)
+        loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
+        records = tuple(records_of(callback, info) for callback in loop.problem.callbacks)
+        return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
+
+    def idle(state: Any, step: Array) -> Any:
+        _, outputs = jax.eval_shape(advance, state, step)
+        return state, jax.tree.map(_padding, outputs)
+
+    zero = jnp.zeros((), jnp.int32)
+    state = (carry, stepper.position(carry.stepper), zero, zero)
+    (carry, good, code, count), (losses, records) = lax.scan(
+        lambda state, step: lax.cond(state[2] == RUNNING, advance, idle, state, step),
+        state,
+        jnp.arange(max_steps, dtype=jnp.int32),
+    )
+    converged = _converged(loop, constants, carry, code)
+    last_loss = losses[jnp.maximum(count - 1, 0)] if max_steps else None
+    if after_update and last_loss is not None:
+        result, loss = objective.values(good), last_loss
+    else:
+        # The fit ends at the last good point if its last step, or the loss after it, went wrong.
+        here = _select(code == NOT_FINITE, good, stepper.position(carry.stepper))
+        method = stepper.move(carry.stepper, here)
+        other = stepper.result(method)
+        if other is not None:
+            here, method = other, stepper.move(method, other)
+        carry, _, loss, _ = loop.step(objective, stepper, Carry(method, carry.callbacks), count)
+        finite = jnp.isfinite(loss)
+        loss = loss if last_loss is None else jnp.where(finite, loss, last_loss)
+        result = objective.values(_select(finite, here, good))
+    for number, choose in own_methods(loop.problem.callbacks, "result"):
+        candidate = choose(carry.callbacks[number], loss)
+        if candidate is not None:
+            better, params, found = candidate
+            result = _select(better, jax.tree.leaves(params), result)
+            loss = _select(better, found, loss)
+    return Scanned(result, loss, losses, count, converged, records)
+
+
+def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array) -> Array:
+    """Whether a test of convergence has ended the fit, and no bound holds it."""
+    problem, method = loop.problem, loop.problem.method
+    tests = [callback.looks_for_convergence for callback in problem.callbacks]
+    tests += [reason.converged for reason in method.stop_reasons(constants.start)]
+    converged = jnp.array([False] * FIRST_CALLBACK + tests)[code]
+    vector = loop.objective(constants).vector
+    if method.keeps_bounds or not any(tests) or not vector.can_be_flat.any():
+        return converged
+    return converged & ~jnp.any(loop.falls_inside(snapshot.take(carry), constants))
+
+
+def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
+
+
+def _padding(x: jax.ShapeDtypeStruct) -> Array:
+    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.inexact) else 0, x.dtype)
