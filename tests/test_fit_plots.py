@@ -11,7 +11,7 @@ from scipy import stats
 
 import fitopt
 from fitopt import LeastSquares, Parameter, plot_contour, plot_correlation, plot_fit, plot_profile
-from fitopt.uncertainty.profile import Contour, Profile
+from fitopt.uncertainty import Contour, Profile
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 

@@ -144,13 +144,13 @@ class Panel(NamedTuple):
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize("small")
         tidy(axes, ticks=4)
-        if axes.get_legend_handles_labels()[1]:
+        if self.curves[0].summary and len(self.curves) == 1:
+            axes.set_title(self.curves[0].summary, loc="right", fontsize="small", color=GREY)
+        elif axes.get_legend_handles_labels()[1]:
             corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
             tight = {"handlelength": 0, "handletextpad": 0, "columnspacing": 0.7, "frameon": False}
             columns = 4 if len(self.curves) == 1 else 2
             axes.legend(ncols=columns, fontsize="small", labelcolor="linecolor", **tight, **corner)
-        elif self.curves[0].summary:
-            axes.set_title(self.curves[0].summary, loc="right", fontsize="small", color=GREY)
         axes.get_ylim()  # settles the view of the curves alone
         to_view = axes.transData + axes.transAxes.inverted()
         is_near = lambda bound: abs(to_view.transform((0, bound))[1] - 0.5) < 2
