@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from fitopt.callback import Fit, HostCallback
 from fitopt.history import History
 from fitopt.optimizers import arguments
-from fitopt.plotting import GREY, find_panels, grid, plot_history
+from fitopt.plotting.histories import find_panels, plot_history
+from fitopt.plotting.style import GREY, grid
 from fitopt.storage.atomic_files import replacing
 
 if TYPE_CHECKING:

@@ -129,18 +129,20 @@ class LeastSquares(Fitter):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         return self._run(state, max_steps, mode, resume_from)
 
-    def uncertainty(self, final_state: PyTree, *, mode: str | None = None) -> "Uncertainty":
+    def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.
 
         **Arguments:**
 
-        - `final_state`: what `run` has returned. The sum of squares must be at its minimum there.
+        - `state`: what `run` has returned. The sum of squares must be at its minimum there.
         - `mode`: how the Jacobian is computed, as for `run`.
 
         The covariance is (JᵀJ)⁻¹, brought to the user's units; unless `absolute_sigma`, it is multiplied
         with the variance of the residuals: their sum of squares over the degrees of freedom. With a
         robust loss J and the sum of squares are what `scipy.optimize.curve_fit` takes: slopes count as
         much as the loss is curved at their residual.
+
+        A state that is not at a minimum gets a `RuntimeWarning` with the estimated distance to it.
 
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
         """
@@ -154,7 +156,7 @@ class LeastSquares(Fitter):
             self._weighted,
             *self._robust,
             self._absolute_sigma,
-            final_state,
+            state,
             mode,
         )
 

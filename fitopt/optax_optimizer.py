@@ -107,38 +107,42 @@ class OptaxOptimizer(Fitter):
 
     def uncertainty(
         self,
-        final_state: PyTree,
+        state: PyTree,
         *,
         errordef: float = 0.5,
         parameters: Sequence[str] | None = None,
-        mode: str = "rev",
+        mode: str | None = None,
     ) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Hessian of the loss.
 
         **Arguments:**
 
-        - `final_state`: what `run` has returned. The loss must be at its minimum there.
+        - `state`: what `run` has returned. The loss must be at its minimum there.
         - `errordef`: by how much the loss rises at one standard error: 0.5 for a negative
             log-likelihood, 1 for a sum of squares in units of the variance, as in iminuit.
         - `parameters`: names of Parameters, or of their entries: compute the errors of these alone, and
             without the Hessian, for which thousands of parameters may be too many. Correlations are
             theirs; there are no profiles then.
-        - `mode`: `"rev"` or `"fwd"`: how the loss is differentiated, as for `run`.
+        - `mode`: `"rev"` or `"fwd"`: how the gradient is computed, as for `run`; by default in a mode
+            that works. Where the loss cannot be differentiated twice, the Hessian is of differences of
+            gradients, and `messages` say so.
 
         The covariance is `2 * errordef` times the inverse of the Hessian, brought to the user's units.
         It takes one product of the Hessian with a vector for each fitted number; with `parameters` the
         method of conjugate gradients takes as many as it needs for each number in them.
+
+        A state that is not at a minimum gets a `RuntimeWarning` with the estimated distance to it.
 
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`;
         `KeyError` for unknown `parameters`.
         """
         from .uncertainty import estimation
 
-        if mode not in MODES:
-            raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         if not (np.ndim(errordef) == 0 and 0 < errordef < np.inf):
             raise ValueError(f"errordef must be a positive number, got {errordef!r}")
-        given = self._derivatives, self._problem.evaluate, float(errordef), final_state, mode
+        given = self._derivatives, self._problem.evaluate, float(errordef), state, mode
         if parameters is None:
             return estimation.of_loss(*given)
         from .uncertainty import matrix_free

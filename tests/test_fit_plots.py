@@ -11,7 +11,7 @@ from scipy import stats
 
 import fitopt
 from fitopt import LeastSquares, Parameter, plot_contour, plot_correlation, plot_fit, plot_profile
-from fitopt.uncertainty.profile import Contour, Profile
+from fitopt.uncertainty import Contour, Profile
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 
@@ -132,7 +132,7 @@ def test_several_series_have_a_colour_and_a_name_each(fit):
 def test_one_pair_of_axes_goes_without_residuals_and_keeps_its_labels_and_scale(fit):
     fitted, _ = fit
     axes = pyplot.figure().add_subplot(xscale="log", xlabel="time (s)")
-    (found,) = plot_fit(line, fitted, X + 1, Y, axes=axes)
+    (found,) = plot_fit(line, fitted, X + 1, Y, ax=axes)
     assert found is axes and axes.get_xlabel() == "time (s)" and axes.get_ylabel() == "y"
     np.testing.assert_allclose(np.diff(np.log(curve(axes)[0])), np.log(6) / 399)
     assert len(pyplot.get_fignums()) == 1
@@ -140,7 +140,7 @@ def test_one_pair_of_axes_goes_without_residuals_and_keeps_its_labels_and_scale(
 
 def test_two_given_axes_are_used(fit):
     given = pyplot.figure().subplots(1, 2)
-    assert list(plot_fit(line, fit[0], X, Y, axes=given)) == list(given)
+    assert list(plot_fit(line, fit[0], X, Y, ax=given)) == list(given)
     assert all(axes.containers for axes in given)
 
 
@@ -163,12 +163,12 @@ def test_a_curve_that_is_not_determined_has_no_band():
         ({"fn": lambda state, x: state["slope"]}, r"fn must return an array of shape \(400,\)"),
         ({"labels": ["a", "b"]}, "labels must be 1, one for each series"),
         ({"level": 95}, "level must be a probability between 0 and 1, got 95"),
-        ({"axes": ()}, "axes must be one or two, got 0"),
+        ({"ax": ()}, "ax must be one or two axes, got 0"),
     ],
 )
 def test_arguments_that_do_not_fit_are_errors(fit, change, message):
     with pytest.raises(ValueError, match=message):
-        plot_fit(**{"fn": line, "final_state": fit[0], "x": X, "y": Y, **change})
+        plot_fit(**{"fn": line, "state": fit[0], "x": X, "y": Y, **change})
 
 
 # Correlations.

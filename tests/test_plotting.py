@@ -215,7 +215,7 @@ def test_a_state_that_is_one_parameter_needs_no_path():
     history = history_of(np.ones(2), parameters=np.array([1.0, 2.0]))
     (axes,) = plot_parameters(history, Parameter("gain", 1.0))
     assert axes.get_ylabel() == "gain"
-    assert plot_parameters(history)[0].get_ylabel() == "value"
+    assert plot_parameters(history)[0].get_ylabel() == "parameter"
 
 
 def test_names_that_occur_twice_are_told_apart_by_their_paths():
@@ -295,9 +295,9 @@ def test_patterns_choose_parameters_by_name_or_path(names, chosen):
 def test_given_axes_are_used_in_order():
     history, state = parameters({"x": Parameter("x", 1.0)}, x=[1.0, 2.0])
     figure, axes = pyplot.subplots(2)
-    (used,) = plot_parameters(history, state, axes=axes)
+    (used,) = plot_parameters(history, state, ax=axes)
     assert used is axes[0] and not axes[1].lines
-    assert plot_parameters(history, state, axes=axes[1])[0] is axes[1]
+    assert plot_parameters(history, state, ax=axes[1])[0] is axes[1]
     assert len(pyplot.get_fignums()) == 1
 
 
@@ -312,7 +312,7 @@ def test_given_axes_are_used_in_order():
             r"'x' has not the recorded shape \(\)",
         ),
         ({"x": Parameter("x", 1.0)}, {"names": "y*"}, ValueError, "got 'y\\*'; recorded are x"),
-        ({"x": Parameter("x", 1.0)}, {"axes": []}, ValueError, "axes must be 1, one for each"),
+        ({"x": Parameter("x", 1.0)}, {"ax": []}, ValueError, "ax must be 1 axes, one for each"),
     ],
 )
 def test_what_does_not_fit_the_history_is_named(state, options, error, message):

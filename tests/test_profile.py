@@ -189,11 +189,26 @@ def test_a_profile_of_an_unfinished_fit_is_around_the_minimum_and_says_so(line):
     uncertainty, solution, covariance = line
     design = np.stack([X, np.ones(20)], axis=1)
     opt = LeastSquares(lambda state: design @ state["w"] - Y)
-    early = opt.uncertainty({"w": Parameter("w", solution + 0.1)})
+    with pytest.warns(RuntimeWarning, match="not come to the minimum"):
+        early = opt.uncertainty({"w": Parameter("w", solution + 0.1)})
     interval = early.confidence_intervals()["w[0]"]
     assert interval.value == solution[0] + 0.1
     assert np.mean([*interval]) == pytest.approx(solution[0], rel=1e-4)
     assert "fit on first" in interval.messages[0]
+
+
+def test_a_region_that_does_not_contain_the_fitted_values_is_refused(line):
+    _, solution, _ = line
+    design = np.stack([X, np.ones(20)], axis=1)
+    opt = LeastSquares(lambda state: design @ state["w"] - Y)
+    with pytest.warns(RuntimeWarning, match="not come to the minimum"):
+        early = opt.uncertainty({"w": Parameter("w", solution + 1.0)})
+    with pytest.raises(ValueError, match=r"interval of w\[0\], .* does not contain .* fit on"):
+        early.confidence_intervals(0.68)
+    with pytest.raises(ValueError, match="does not contain"):
+        early.profile("w[0]", level=0.68)
+    with pytest.raises(ValueError, match=r"region of w\[0\] and w\[1\] does not contain"):
+        early.contour("w[0]", "w[1]", level=0.5)
 
 
 # --- curves ---
@@ -242,8 +257,19 @@ def test_a_contour_ends_at_bounds():
     radius = scipy.stats.chi2.ppf(0.9, 2) ** 0.5
     lengths = np.hypot(*contour.points.T)
     np.testing.assert_allclose(lengths[~contour.at_bound], radius, rtol=1e-4)
-    np.testing.assert_allclose(contour.points[contour.at_bound, 1], -1.0)
-    assert contour.at_bound.sum() == np.sum(np.sin(np.arange(16) * np.pi / 8) * radius < -1)
+    on_bound = contour.points[contour.at_bound]
+    np.testing.assert_allclose(on_bound[:, 1], -1.0)
+    # Those on rays, and the two corners.
+    assert len(on_bound) == np.sum(np.sin(np.arange(16) * np.pi / 8) * radius < -1) + 2
+    corners = [-np.sqrt(radius**2 - 1), np.sqrt(radius**2 - 1)]
+    np.testing.assert_allclose([on_bound[:, 0].min(), on_bound[:, 0].max()], corners, rtol=1e-4)
+
+
+def test_a_contour_around_a_corner_of_bounds_has_the_corner():
+    state = {"a": Parameter("a", 0.5, lower=0.2), "b": Parameter("b", 0.5, lower=0.2)}
+    opt = LeastSquares(lambda s: jnp.stack([s["a"], s["b"]]) - 0.5, sigma=1.0, absolute_sigma=True)
+    contour = opt.uncertainty(state).contour("a", "b", level=0.5, points=9)
+    assert np.any(np.all(contour.points == 0.2, axis=1))
 
 
 def test_a_contour_of_minuit_is_the_same():
@@ -282,19 +308,21 @@ def test_all_profiles_share_one_program(uncertainty):
 
 
 def test_it_says_what_it_cannot_do(uncertainty, line):
-    with pytest.raises(KeyError, match="no entry 'tau'; there are A, C and k"):
+    with pytest.raises(KeyError, match="no element 'tau'; there are A, C and k"):
         uncertainty.profile("tau")
-    with pytest.raises(KeyError, match=r"no entry 'w'; there are w\[0\] and w\[1\]"):
+    with pytest.raises(KeyError, match=r"no element 'w'; there are w\[0\] and w\[1\]"):
         line[0].profile("w")
     with pytest.raises(KeyError, match="no parameter 'tau' is fitted"):
         uncertainty.confidence_intervals(parameters=["tau"])
     with pytest.raises(ValueError, match="level must be a probability between 0 and 1, got 95"):
         uncertainty.confidence_intervals(level=95)
-    with pytest.raises(ValueError, match="two different entries"):
+    with pytest.raises(ValueError, match="two different elements"):
         uncertainty.contour("A", "A")
     opt = OptaxOptimizer(lambda s: -jnp.sum(jnp.log(s["p"])), optax.sgd(0.1))
     probabilities = opt.uncertainty({"p": Parameter("p", [0.5, 0.5], transform=Simplex())})
-    message = r"p\[0\] cannot be held alone: the transform of Parameter 'p' does not act entry by entry"
+    message = (
+        r"p\[0\] cannot be held by itself: the transform of Parameter 'p' does not act entry by entry"
+    )
     for ask in (lambda: probabilities.profile("p[0]"), probabilities.confidence_intervals):
         with pytest.raises(ValueError, match=f"{message}.*propagate.*parameters="):
             ask()

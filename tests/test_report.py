@@ -386,16 +386,14 @@ def test_percent_has_two_digits():
 
 def test_what_does_not_belong_to_one_fit_is_an_error_that_names_the_argument(decay, odd):
     fitted, history, uncertainty, _ = decay
-    with pytest.raises(ValueError, match="uncertainty must be that of final_state, in which .*rate"):
+    with pytest.raises(ValueError, match="uncertainty must be that of state, in which .*rate"):
         fitopt.report(fitted, history, odd[2])
     moved = {**fitted, "rate": fitted["rate"].replace(value=2.0)}
-    with pytest.raises(
-        ValueError, match="uncertainty must be that of final_state, where rate is 2, not"
-    ):
+    with pytest.raises(ValueError, match="uncertainty must be that of state, where rate is 2, not"):
         fitopt.report(moved, history, uncertainty)
-    with pytest.raises(ValueError, match="the start of history must have the Parameters of final_state"):
+    with pytest.raises(ValueError, match="the start of history must have the Parameters of state"):
         fitopt.report(fitted, odd[1], uncertainty)
-    with pytest.raises(ValueError, match="start must have the Parameters of final_state, floor, height"):
+    with pytest.raises(ValueError, match="start must have the Parameters of state, floor, height"):
         fitopt.report(fitted, history, start={"rate": Parameter("rate", 1.0)})
     with pytest.raises(ValueError, match="n_data must be None, as there are 40 residuals; got 7"):
         fitopt.report(fitted, history, uncertainty, n_data=7)
@@ -406,14 +404,14 @@ def test_what_does_not_belong_to_one_fit_is_an_error_that_names_the_argument(dec
     [
         ({"history": None}, TypeError, "history must be what run has returned, got None"),
         ({"history": History(n_steps=np.zeros(2))}, ValueError, "several fits, from vmap"),
-        ({"final_state": {"x": 1.0}}, ValueError, "final_state has no free Parameter"),
+        ({"state": {"x": 1.0}}, ValueError, "state has no free Parameter"),
         ({"intervals": 0.95}, TypeError, "intervals must be what confidence_intervals has returned"),
         ({"digits": 0}, ValueError, "digits must be a whole number from 1 to 9, got 0"),
         ({"n_data": 0}, ValueError, "n_data must be a number of data points, got 0"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_errors(change, error, message):
-    given = {"final_state": {"x": Parameter("x", 1.0)}, "history": History(n_steps=1)}
+    given = {"state": {"x": Parameter("x", 1.0)}, "history": History(n_steps=1)}
     with pytest.raises(error, match=message):
         fitopt.report(**{**given, **change})
 

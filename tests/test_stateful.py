@@ -92,7 +92,7 @@ def test_arrays_move_as_by_hand_to_the_bit(tx):
     expected, state = by_hand(tx, PARAMS, 8)
     identical(params, expected)
     identical(optimizer.opt_state, state)
-    assert optimizer.step_count == 8
+    assert optimizer.n_steps == 8
 
 
 @pytest.mark.parametrize("tx", [optax.adamw(0.1), ADAM, fitopt.optimizers.adam(0.1)])
@@ -111,10 +111,10 @@ def test_multi_steps_and_skipped_steps_are_counted():
     optimizer = Optimizer(optax.MultiSteps(optax.adam(0.1), 3)).init(PARAMS)
     for _ in range(2):
         optimizer.update(PARAMS, PARAMS)
-    assert optimizer.step_count == 2
+    assert optimizer.n_steps == 2
     optimizer = Optimizer(optax.apply_if_finite(optax.adam(0.1), 10)).init(PARAMS)
     optimizer.update(jax.tree.map(lambda x: x * jnp.nan, PARAMS), PARAMS)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
 
 
 def test_eager_steps_change_the_optimizer_in_place():
@@ -125,9 +125,9 @@ def test_eager_steps_change_the_optimizer_in_place():
     for _ in range(3):
         params = optimizer.update(jax.grad(loss)(params), params)
     close(params, by_hand(tx, PARAMS, 3)[0])
-    assert optimizer.step_count == 3
-    assert optimizer.init(params).step_count == 0
-    assert optimizer.step_count == 3
+    assert optimizer.n_steps == 3
+    assert optimizer.init(params).n_steps == 0
+    assert optimizer.n_steps == 3
 
 
 def test_updates_are_returned_instead_of_applied():
@@ -136,7 +136,7 @@ def test_updates_are_returned_instead_of_applied():
     updates = optimizer.update(grads, PARAMS, apply_updates=False)
     expected, state = by_optax(grads, tx.init(PARAMS), PARAMS)
     identical(updates, expected)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
     identical(optimizer.update(grads, apply_updates=False), by_optax(grads, state)[0])
 
 
@@ -189,7 +189,7 @@ def test_the_example_of_treex_runs():
         return model, loss, optimizer
 
     model, loss, optimizer = main()
-    assert loss < 1e-3 and optimizer.step_count == 300
+    assert loss < 1e-3 and optimizer.n_steps == 300
 
 
 # As a pytree
@@ -202,7 +202,7 @@ def test_it_is_the_carry_of_a_scan():
     start = (PARAMS, Optimizer(optax.adam(0.1)).init(PARAMS))
     (params, optimizer), _ = jax.lax.scan(body, start, None, length=10)
     close(params, train(*start, 10)[0])
-    assert optimizer.step_count == 10
+    assert optimizer.n_steps == 10
 
 
 def test_many_fits_run_under_vmap():
@@ -216,10 +216,10 @@ def test_many_fits_run_under_vmap():
     shifts = jnp.array([1.0, -2.0, 3.0])
     together, optimizers = jax.vmap(fit)(shifts)
     np.testing.assert_allclose(together, jnp.stack([fit(shift)[0] for shift in shifts]), rtol=1e-6)
-    np.testing.assert_array_equal(optimizers.step_count, [3, 3, 3])
+    np.testing.assert_array_equal(optimizers.n_steps, [3, 3, 3])
     step = lambda x, optimizer: (optimizer.update({"x": x}, {"x": x})["x"], optimizer)
     _, optimizers = jax.vmap(step)(together, optimizers)
-    np.testing.assert_array_equal(optimizers.step_count, [4, 4, 4])
+    np.testing.assert_array_equal(optimizers.n_steps, [4, 4, 4])
 
 
 @pytest.mark.parametrize("bound", [None, 0.0])
@@ -236,7 +236,7 @@ def test_parameters_and_optimizer_may_be_donated(bound):
     params, optimizer = donating(params, optimizer)
     close(params, expected)
     params, optimizer = donating(params, optimizer)
-    assert optimizer.step_count == 3
+    assert optimizer.n_steps == 3
 
 
 def test_equal_optimizers_share_a_program():
@@ -265,8 +265,7 @@ def test_python_numbers_numpy_arrays_and_strangers_in_the_parameters():
     optimizer = Optimizer(optax.sgd(0.5)).init(params)
     new = optimizer.update({"a": 1.0, "b": np.ones(2, np.float32), "none": None} | {"n": None}, params)
     assert new["n"] == 3 and new["name"] == "x" and new["none"] is None and new["k"] is params["k"]
-    assert new["a"] == 0.5 and new["b"].tolist() == [0.5, 0.5]
-    assert not new["a"].weak_type
+    assert type(new["a"]) is float and new["a"] == 1.0 and new["b"].tolist() == [0.5, 0.5]
 
 
 def test_an_equinox_module_is_optimised_as_it_is():
@@ -387,7 +386,7 @@ def test_a_value_that_was_edited_counts():
     assert new["k"][0] == params["k"][0]
 
 
-def test_a_simplex_is_fitted_through_its_coordinate():
+def test_a_simplex_is_fitted_through_its_position():
     target = jnp.array([0.7, 0.2, 0.1])
     start = fitopt.Parameter("p", jnp.ones(3) / 3, transform=fitopt.transforms.Simplex())
     loss = lambda p: jnp.sum((jnp.asarray(p) - target) ** 2)
@@ -466,7 +465,7 @@ def test_lbfgs_is_that_of_a_loop_by_hand_to_the_bit():
     identical(mine, params)
 
 
-def test_grad_is_passed_on_by_coordinates():
+def test_grad_is_passed_on_by_positions():
     def update(updates, state, params=None, *, grad, factor, **_):
         return jax.tree.map(lambda g: -factor * g, grad), state
 
@@ -490,7 +489,7 @@ def test_a_group_has_its_own_optimizer_and_leaves_the_others_alone():
     new, optimizer = step(both, optimizer)
     w, _ = by_hand(optax.adam(0.1), {"w": jnp.array([1.0, 2.0])}, 2, lambda p: jnp.sum(p["w"] ** 2) / 2)
     np.testing.assert_allclose(new["w"], w["w"], rtol=1e-6)
-    assert new["special"] == 2.0 and optimizer.step_count == 2
+    assert new["special"] == 2.0 and optimizer.n_steps == 2
 
 
 def test_value_fn_of_a_group_sees_the_other_groups():
@@ -546,7 +545,7 @@ def test_named_optimizers_and_pattern_groups_hold_their_rates():
     optimizer.update(PARAMS, PARAMS)
     optimizer.learning_rate = 0.2
     np.testing.assert_allclose(optimizer.learning_rate, 0.2)
-    assert optimizer.step_count == 1
+    assert optimizer.n_steps == 1
     params = {"a": fitopt.Parameter("rate", 1.0, lower=0), "b": jnp.ones(2), "c": jnp.ones(())}
     sgd = fitopt.optimizers.sgd
     optimizer = Optimizer(fitopt.optimizers.groups({"rate": sgd(0.1), "b": sgd(0.2), "c": None}))
@@ -600,9 +599,9 @@ def test_several_rates_are_a_tuple():
 
 def test_a_rate_that_is_not_in_the_state_says_what_to_do():
     optimizer = Optimizer(optax.adam(0.1)).init(PARAMS)
-    with pytest.raises(AttributeError, match=r"inject_hyperparams\(optax.adam\)\(learning_rate="):
+    with pytest.raises(AttributeError, match="holds no learning rate"):
         optimizer.learning_rate  # noqa: B018
-    with pytest.raises(AttributeError, match="inject_hyperparams"):
+    with pytest.raises(AttributeError, match="holds no learning rate"):
         optimizer.learning_rate = 0.1
     scheduled = optax.inject_hyperparams(optax.adam)(learning_rate=optax.linear_schedule(0.5, 0.0, 2))
     optimizer = Optimizer(scheduled).init(PARAMS)
@@ -685,7 +684,7 @@ def test_a_fit_goes_on_from_its_state_dict_to_the_bit(through, tmp_path):
         merged, optimizer = step(merged, optimizer)
     saved = ways[through](optimizer.state_dict())
     loaded = bounded_and_grouped(params, special).load_state_dict(saved)
-    assert loaded.step_count == 3
+    assert loaded.n_steps == 3
     for _ in range(3):
         one, optimizer = step(merged, optimizer)
         two, loaded = step(merged, loaded)
@@ -745,7 +744,7 @@ def test_the_state_dict_of_other_bounds_is_refused():
     "use",
     [
         lambda o: o.update({}, {}),
-        lambda o: o.step_count,
+        lambda o: o.n_steps,
         lambda o: o.opt_state,
         lambda o: o.learning_rate,
         lambda o: o.state_dict(),
@@ -786,7 +785,7 @@ def test_wrong_gradients_are_named(grads, error, message):
         optimizer.update(grads, PARAMS)
     with pytest.raises(error, match=message.replace("grads:", "grad:")):
         optimizer.update(PARAMS, PARAMS, grad=grads)
-    assert optimizer.step_count == 0
+    assert optimizer.n_steps == 0
 
 
 @pytest.mark.parametrize(
@@ -812,7 +811,7 @@ def test_wrong_parameters_are_named(params, error, message):
 def test_a_parameter_that_changed_or_left_its_bounds_is_an_error():
     params = {"k": fitopt.Parameter("k", 1.0, lower=0)}
     optimizer = Optimizer(optax.adam(0.1)).init(params)
-    with pytest.raises(ValueError, match=r"'k' was Parameter\('k', lower=0.0\).*upper=2.*init again"):
+    with pytest.raises(ValueError, match=r"'k' was Parameter\('k', lower=0\).*upper=2.*init again"):
         optimizer.update(params, {"k": params["k"].replace(upper=2)})
     with pytest.raises(ValueError, match="free=False"):
         optimizer.update(params, {"k": params["k"].fix()})
@@ -827,3 +826,47 @@ def test_what_cannot_be_optimised_is_an_error():
         Optimizer(optax.adam(0.1)).init({"n": 3, "k": fitopt.Parameter("k", 1.0, free=False)})
     with pytest.raises(TypeError, match="call it: adam"):
         Optimizer(optax.adam)
+
+
+def test_python_numbers_in_a_module_stay_what_they_are():
+    dropout = eqx.nn.Sequential([eqx.nn.Linear(2, 1, key=jax.random.key(0)), eqx.nn.Dropout(0.5)])
+
+    def error(network):
+        return jnp.sum(network.layers[0](jnp.ones(2)) ** 2) + network.layers[1].p
+
+    optimizer = Optimizer(optax.sgd(0.1)).init(dropout)
+    eager = optimizer.update(eqx.filter_grad(error)(dropout), dropout)
+    assert eager.layers[1].p == 0.5 and type(eager.layers[1].p) is float
+
+    @eqx.filter_jit
+    def step(network, optimizer):
+        network = optimizer.update(eqx.filter_grad(error)(network), network)
+        return network, optimizer
+
+    network, optimizer = step(dropout, Optimizer(optax.sgd(0.1)).init(dropout))
+    assert type(network.layers[1].p) is float
+    identical(network.layers[0].weight, eager.layers[0].weight)
+    assert not np.array_equal(network.layers[0].weight, dropout.layers[0].weight)
+
+
+def test_python_numbers_that_went_through_jit_are_not_moved():
+    params = {"w": jnp.ones(2), "rate": 0.5}
+    optimizer = Optimizer(optax.sgd(0.1)).init(params)
+
+    @jax.jit
+    def step(params, optimizer):
+        grads = jax.grad(lambda p: jnp.sum(p["w"] ** 2) * p["rate"])(params)
+        return optimizer.update(grads, params), optimizer
+
+    for _ in range(2):
+        params, optimizer = step(params, optimizer)
+    assert params["rate"] == 0.5 and optimizer.n_steps == 2
+    np.testing.assert_allclose(params["w"], 0.81, rtol=1e-6)
+    with pytest.raises(ValueError, match="nothing to optimise.*use jnp.asarray"):
+        Optimizer(optax.sgd(0.1)).init({"w": 1.0})
+
+
+def test_what_is_no_state_dict_is_a_type_error():
+    optimizer = Optimizer(optax.sgd(0.1)).init(PARAMS)
+    with pytest.raises(TypeError, match="state must be what state_dict gave, got None"):
+        optimizer.load_state_dict(None)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FEW = 20  # entries of an array that get a line each
+_LABELLED = 4  # entries that get a label each
 _PARTS = 1000  # of a long series; each is drawn by what is least and greatest in it
 _UNITS = {"time": "s"}
 
@@ -22,6 +23,7 @@ class Curve(NamedTuple):
     label: str
     steps: Int[np.ndarray, " records"]
     values: Float[np.ndarray, "records columns"]  # NaN where there is nothing to draw
+    entries: tuple[str, ...] = ()  # what the columns are called, where they are entries of an array
 
     def draw(self, axes: "Axes", color: str, labelled: bool) -> None:
         """A line for each column; of many columns the median, the quartiles and the range."""
@@ -29,10 +31,11 @@ class Curve(NamedTuple):
         width = 1.3 if len(self.steps) <= _PARTS and columns <= 8 else 0.8
         label = self.label if labelled else None
         if columns <= _FEW:
-            for column, shade in zip(self.values.T, _shades(color, columns), strict=True):
+            labels = _few(self.entries) if self.entries else [label] + [None] * (columns - 1)
+            lines = zip(self.values.T, _shades(color, columns), labels, strict=True)
+            for column, shade, label in lines:
                 (line,) = axes.plot(*thinned(self.steps, column), color=shade, linewidth=width)
                 line.set(label=label, marker="." if len(self.steps) == 1 else "none")
-                label = None
         elif len(self.steps):
             steps, least, lower, median, upper, greatest = _summary(self.steps, self.values)
             axes.fill_between(steps, least, greatest, color=color, alpha=0.15, linewidth=0)
@@ -122,6 +125,13 @@ def _held(values: np.ndarray) -> np.ndarray:
 def title(name: str) -> str:
     """What the axis of a series is called."""
     return name.replace("_", " ") + (f" ({_UNITS[name]})" if name in _UNITS else "")
+
+
+def _few(entries: tuple[str, ...]) -> list[str | None]:
+    """The labels that there is room for; between the first and the last, shades tell the order."""
+    if len(entries) <= _LABELLED:
+        return [*entries]
+    return [entries[0], "…", *[None] * (len(entries) - 3), entries[-1]]
 
 
 def _shades(color: str, count: int) -> list[tuple[float, ...]]:

@@ -10,29 +10,21 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PyTree
 
-from ..state import flatten, values
-from ..uncertainty.entries import precision_of
-from ..uncertainty.result import Uncertainty
-from .histories import BLUE, COLORS, DARK, GREY, new_axes, tidy
+from ..state import ParameterVector, flatten, values
+from ..uncertainty import Uncertainty
+from .style import ABOVE, BLUE, COLORS, DARK, GREY, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FINE = 400  # points of a curve
+_MANY = 100  # data: more are drawn smaller, and below the curve
 _BAND = {"alpha": 0.25, "linewidth": 0}
-ABOVE: dict[str, Any] = {  # for a legend that hides nothing
-    "loc": "lower left",
-    "bbox_to_anchor": (0, 1),
-    "borderaxespad": 0.2,
-    "fontsize": "small",
-    "handlelength": 1.6,
-    "frameon": False,
-}
 
 
 def plot_fit(
     fn: Callable[[Any, Any], Any],
-    final_state: PyTree,
+    state: PyTree,
     x: ArrayLike,
     y: ArrayLike,
     sigma: ArrayLike | None = None,
@@ -41,7 +33,7 @@ def plot_fit(
     level: float = 0.95,
     grid: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
-    axes: "Axes | Sequence[Axes] | None" = None,
+    ax: "Axes | Sequence[Axes] | None" = None,
 ) -> np.ndarray:
     """Draw data and the fitted curve, and below what is left between them.
 
@@ -49,16 +41,16 @@ def plot_fit(
 
     - `fn`: the model: `fn(state, x)` gives the curve at any ascending `x`, for the state with plain
         arrays in place of Parameters.
-    - `final_state`: what `run` has returned.
+    - `state`: what `run` has returned.
     - `x`, `y`: the data, of shapes `(n,)` and `(n,)`; of several series `(n,)` and `(n, series)`.
     - `sigma`: the standard deviations of `y`, in any shape that broadcasts to it: drawn as error bars,
         and as the unit of the residuals.
-    - `uncertainty`: what `uncertainty(final_state)` has returned: for a band around the curve. At each x
+    - `uncertainty`: what `uncertainty(state)` has returned: for a band around the curve. At each x
         the band holds the true curve with this confidence, to first order; new data scatter more.
     - `level`: the confidence, a probability.
     - `grid`: where to draw the curve; by default 400 points across the range of `x`.
     - `labels`: what to call the series.
-    - `axes`: one to draw data and curve into, or two, the second for the residuals; by default those of
+    - `ax`: axes to draw data and curve into, or two, the second for the residuals; by default those of
         a new pyplot figure.
 
     **Returns:** the axes, an array with one dimension.
@@ -79,24 +71,26 @@ def plot_fit(
     names = _names(labels, y.shape[1])
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability between 0 and 1, got {level!r}")
-    chosen = _panels(axes)
+    chosen = _panels(ax)
     if grid is None:
         spaced = np.geomspace if chosen[0].get_xscale() == "log" else np.linspace
         grid = spaced(x[0], x[-1], _FINE)
     grid = np.asarray(grid, float)
     model = functools.partial(_model, fn, shape)
-    with precision_of(flatten(final_state).free):
-        curves, at_data = (np.asarray(model(at, values(final_state)), float) for at in (grid, x))
+    flat = flatten(state)
+    with ParameterVector.of(flat.layout, flat.free).precision():
+        curves, at_data = (np.asarray(model(at, values(state)), float) for at in (grid, x))
     reach = np.zeros(curves.shape)
     if uncertainty is not None:
-        _, errors = uncertainty.propagate(functools.partial(model, grid), final_state)
+        _, errors = uncertainty.propagate(functools.partial(model, grid), state)
         reach = _quantile(uncertainty, level) * np.where(np.isfinite(errors), errors, np.nan)
     residuals = y - at_data if sigma is None else (y - at_data) / sigma
     for i, (name, color) in enumerate(zip(names, itertools.cycle(COLORS[1:]), strict=False)):
         dots = DARK if len(names) == 1 else color
         bars = None if sigma is None else sigma[:, i]
         _draw_points(chosen[0], x, y[:, i], bars, dots, name or "data")
-        _draw_curve(chosen[0], grid, curves[:, i], reach[:, i], color, None if name else "fit")
+        zorder = 4 if x.size > _MANY else 2
+        _draw_curve(chosen[0], grid, curves[:, i], reach[:, i], color, None if name else "fit", zorder)
         if len(chosen) > 1:
             bars = None if sigma is None else np.ones_like(x)
             _draw_points(chosen[1], x, residuals[:, i], bars, dots, None)
@@ -166,11 +160,11 @@ def _quantile(uncertainty: Uncertainty, level: float) -> float:
     return float(stdtrit(uncertainty.degrees_of_freedom, (1 + level) / 2))
 
 
-def _panels(axes: "Axes | Sequence[Axes] | None") -> np.ndarray:
-    if axes is not None:
-        chosen = np.array([*axes] if np.iterable(axes) else [axes], object).ravel()
+def _panels(ax: "Axes | Sequence[Axes] | None") -> np.ndarray:
+    if ax is not None:
+        chosen = np.array([*ax] if np.iterable(ax) else [ax], object).ravel()
         if len(chosen) not in (1, 2):
-            raise ValueError(f"axes must be one or two, got {len(chosen)}")
+            raise ValueError(f"ax must be one or two axes, got {len(chosen)}")
         return chosen
     figure: Any = new_axes("plot_fit").figure
     figure.clear()
@@ -186,10 +180,11 @@ def _draw_curve(
     reach: Float[np.ndarray, " m"],
     color: str,
     label: str | None,
+    zorder: float,
 ) -> None:
     if np.any(reach > 0):
-        axes.fill_between(x, curve - reach, curve + reach, color=color, **_BAND)
-    axes.plot(x, curve, color=color, label=label)
+        axes.fill_between(x, curve - reach, curve + reach, color=color, zorder=zorder, **_BAND)
+    axes.plot(x, curve, color=color, label=label, zorder=zorder)
 
 
 def _draw_points(
@@ -201,6 +196,9 @@ def _draw_points(
     label: str | None,
 ) -> None:
     style: dict[str, Any] = {"markersize": 4.5, "markeredgecolor": "white", "markeredgewidth": 0.5}
+    if x.size > _MANY:
+        size = max(4.5 * (_MANY / x.size) ** 0.3, 1.5)
+        style = {"markersize": size, "markeredgewidth": 0, "alpha": 0.5}
     axes.errorbar(x, y, bars, fmt="o", color=color, elinewidth=1, label=label, zorder=3, **style)
 
 

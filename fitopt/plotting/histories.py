@@ -1,31 +1,26 @@
-"""Pictures of a fit: series of its history, and parameters with their bounds.
+"""Pictures of how a fit went: series of its history, and parameters with their bounds."""
 
-matplotlib is imported when a picture is drawn. None of its settings is changed, and fonts follow those
-of the user.
-"""
-
-import itertools
+import dataclasses
+import math
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float, Int, PyTree, Shaped
 
 from ..history import History
-from ..parameter.parameter import Parameter
+from ..parameter import Parameter
 from ..state import is_parameter
+from ..state.layout import unique_names
+from ..state.parameter_vector import Block
 from .curves import Curve, real_curves, records, series, thinned, title
+from .style import BLUE, GREY, ORANGE, grid, new_axes, number, pyplot, tidy, unused_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-# Okabe and Ito's colours, which the colour-blind can tell apart, and greys.
-BLUE, ORANGE, DARK, GREY = "#0072b2", "#d55e00", "#444444", "#767676"
-COLORS = (DARK, BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 
 _MOST_BOUNDS = 8  # of one array; of more, the outermost are drawn
 
@@ -79,7 +74,7 @@ def plot_parameters(
     state: PyTree = None,
     *,
     names: str | Sequence[str] | None = None,
-    axes: "Axes | Iterable[Axes] | None" = None,
+    ax: "Axes | Iterable[Axes] | None" = None,
 ) -> np.ndarray:
     """Draw how the parameters went, a panel for each; for fits with `RecordParameters`.
 
@@ -95,7 +90,7 @@ def plot_parameters(
         called by their paths.
     - `names`: which parameters: patterns such as `"rate*"` or `"layers/0/*"` for names and paths; all by
         default.
-    - `axes`: the axes to draw into, one a parameter; by default those of a new pyplot figure.
+    - `ax`: the axes to draw into, one a parameter; by default those of a new pyplot figure.
 
     **Returns:** the axes, an array with one dimension, in the order of the state.
 
@@ -112,27 +107,19 @@ def plot_parameters(
     ('step', 'rate')
     """
     panels = find_panels(history, state, names)
-    if axes is None:
+    if ax is None:
         columns = min(len(panels), 4 if -len(panels) % 4 < -len(panels) % 3 else 3)
         size = (8.7 if columns > 2 else 3.6 * columns, 1.7 * -(-len(panels) // columns) + 0.4)
-        figure = _pyplot("plot_parameters").figure(figsize=size, layout="constrained")
+        figure = pyplot("plot_parameters").figure(figsize=size, layout="constrained")
         chosen = grid(figure, len(panels), columns)
         figure.align_ylabels(chosen)
     else:
-        chosen = np.array([*axes] if np.iterable(axes) else [axes], object).ravel()[: len(panels)]
+        chosen = np.array([*ax] if np.iterable(ax) else [ax], object).ravel()[: len(panels)]
         if len(chosen) < len(panels):
-            raise ValueError(f"axes must be {len(panels)}, one for each parameter, got {len(chosen)}")
+            raise ValueError(f"ax must be {len(panels)} axes, one for each parameter; got {len(chosen)}")
     for panel, one in zip(panels, chosen, strict=True):
         panel.draw(one)
     return chosen
-
-
-def _pyplot(who: str) -> Any:
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(f'{who} needs matplotlib: pip install "fitopt[plot]"') from error
-    return pyplot
 
 
 # Parameters.
@@ -157,11 +144,13 @@ class Panel(NamedTuple):
         for axis in (axes.xaxis, axes.yaxis):
             axis.get_offset_text().set_fontsize("small")
         tidy(axes, ticks=4)
-        if len(self.curves) > 1:
-            corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
-            axes.legend(ncols=2, fontsize="small", handlelength=1.3, frameon=False, **corner)
-        elif self.curves[0].summary:
+        if self.curves[0].summary and len(self.curves) == 1:
             axes.set_title(self.curves[0].summary, loc="right", fontsize="small", color=GREY)
+        elif axes.get_legend_handles_labels()[1]:
+            corner = {"loc": "lower right", "bbox_to_anchor": (1, 1), "borderaxespad": 0.0}
+            tight = {"handlelength": 0, "handletextpad": 0, "columnspacing": 0.7, "frameon": False}
+            columns = 4 if len(self.curves) == 1 else 2
+            axes.legend(ncols=columns, fontsize="small", labelcolor="linecolor", **tight, **corner)
         axes.get_ylim()  # settles the view of the curves alone
         to_view = axes.transData + axes.transAxes.inverted()
         is_near = lambda bound: abs(to_view.transform((0, bound))[1] - 0.5) < 2
@@ -178,55 +167,57 @@ def find_panels(
         raise KeyError("no parameters were recorded; add RecordParameters() to the callbacks")
     steps, leaves = records(history, "parameters")
     known = _parameters(history, state, leaves)
+    called = unique_names([None if one is None else one.name for one in known.values()], list(known))
     patterns = [names] if isinstance(names, str) else names
     panels, unmatched = [], set(patterns or ())
-    for path, values in leaves.items():
-        parameter = known.get(path)
-        name = (path or "value") if parameter is None else parameter.name
-        matching = {p for p in patterns or () if fnmatchcase(name, p) or fnmatchcase(path, p)}
+    for (path, parameter), name in zip(known.items(), called, strict=True):
+        known_as = {path, name, path if parameter is None else parameter.name or path}
+        matching = {p for p in patterns or () if any(fnmatchcase(one, p) for one in known_as)}
         unmatched -= matching
-        if patterns is not None and not matching:
-            continue
-        if sum(other.name == name for other in known.values()) > 1:
-            name = f"{name} ({path})"
-        fitted, lower, upper = _limits(name, parameter, values.shape[2:])
-        panels.append(Panel(name, real_curves("", steps, values[:, :, fitted]), lower, upper))
+        if patterns is None or matching:
+            panels.append(_panel(name, parameter, steps, leaves[path]))
     if unmatched or not panels:
         raise ValueError(
-            f"names must match recorded parameters, got {names!r}; recorded are "
-            + ", ".join(known[path].name if path in known else path for path in leaves)
+            f"names must match recorded parameters, got {names!r}; recorded are {', '.join(called)}"
         )
     return panels
 
 
-def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter]:
-    """The recorded Parameters by path, as far as they are known."""
+def _parameters(history: History, state: PyTree, leaves: dict[str, Any]) -> dict[str, Parameter | None]:
+    """The recorded Parameters by path, None where one is not known."""
     given = history.start if state is None else state
     pairs = jax.tree_util.tree_leaves_with_path(given, is_leaf=is_parameter)
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
-    found = {path: leaf for path, leaf in found.items() if path in leaves and is_parameter(leaf)}
-    missing = [path for path in leaves if path not in found]
+    known = {path: leaf if is_parameter(leaf := found.get(path)) else None for path in leaves}
+    missing = [path for path, parameter in known.items() if parameter is None]
     if missing and state is not None:
         raise ValueError(f"state has no Parameter at {', '.join(missing)}, which the history recorded")
-    return found
+    return known
 
 
-def _limits(
-    name: str, parameter: Parameter | None, shape: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Which entries are fitted, and the finite bounds of these."""
-    mask, lower, upper = True, -np.inf, np.inf
-    if parameter is not None:
-        mask = mask if parameter.mask is None else parameter.mask
-        lower = lower if parameter.lower is None else parameter.lower
-        upper = upper if parameter.upper is None else parameter.upper
+def _panel(
+    name: str,
+    parameter: Parameter | None,
+    steps: Int[np.ndarray, " records"],
+    values: Shaped[np.ndarray, "records lanes *shape"],
+) -> Panel:
+    """What there is to draw of a Parameter, as far as it is known: its fitted entries, their bounds."""
+    if parameter is None:
+        return Panel(name, real_curves("", steps, values), np.empty(0), np.empty(0))
+    shape = values.shape[2:]
+    block = dataclasses.replace(Block.of(name, parameter), shape=shape)  # of one lane
     try:
-        fitted = np.broadcast_to(mask, shape)
-        bounds = [np.broadcast_to(bound, shape)[fitted] for bound in (lower, upper)]
+        fitted = np.isin(np.arange(math.prod(shape)), block.fitted).reshape(shape)
+        ends = [block.constant(x, np.inf) for x in (block.spec.lower, block.spec.upper)]
     except ValueError:
         raise ValueError(f"state: Parameter {name!r} has not the recorded shape {shape}") from None
-    low, high = (np.unique(bound[np.isfinite(bound)]) for bound in bounds)
-    return fitted, low, high
+    lower, upper = (np.unique(bound[np.isfinite(bound)]) for bound in ends)
+    curves = real_curves("", steps, values[:, :, fitted])
+    if shape and values.shape[1] == 1:
+        entries = [label.removeprefix(name) for label in block.labels]
+        each = np.array_split(entries, len(curves))
+        curves = [curve._replace(entries=tuple(own)) for curve, own in zip(curves, each, strict=True)]
+    return Panel(name, curves, lower, upper)
 
 
 def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool) -> None:
@@ -242,7 +233,7 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
     for bound, is_near in zip(bounds, near, strict=True):
         if len(bounds) > _MOST_BOUNDS and bound not in outermost:
             continue
-        label = f"{sign} {_number(bound)}" if bound in outermost else ""
+        label = f"{sign} {number(bound)}" if bound in outermost else ""
         if is_near:
             axes.axhline(bound, **style)
             axes.annotate(label, (1, bound), xycoords=across, va="center_baseline", color=GREY, **text)
@@ -251,45 +242,6 @@ def _draw_bounds(axes: "Axes", bounds: np.ndarray, near: list[bool], upper: bool
             label = label and f"{label} {arrow}"
             edge, va = (1, "top") if upper else (0, "bottom")
             axes.annotate(label, (1, edge), xycoords="axes fraction", va=va, color=GREY, **text)
-
-
-# The common look.
-
-
-def new_axes(who: str) -> "Axes":
-    """The axes of a new pyplot figure, for the function that is called so."""
-    return _pyplot(who).subplots(figsize=(6, 3.6), layout="constrained")[1]
-
-
-def tidy(axes: "Axes", ticks: int = 6) -> None:
-    """Give axes the look of fitopt's pictures: half a frame, steps as whole numbers, powers of ten."""
-    from matplotlib.ticker import MaxNLocator, ScalarFormatter
-
-    axes.spines[["top", "right"]].set_visible(False)
-    if axes.get_xlabel() == "step":
-        locator = MaxNLocator(ticks, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
-        axes.xaxis.set_major_locator(locator)
-        if axes.dataLim.width == 0:
-            axes.set_xlim(axes.dataLim.x0 - 0.5, axes.dataLim.x0 + 0.5, auto=True)
-    for axis in (axes.xaxis, axes.yaxis):
-        if axis.get_scale() == "linear":
-            formatter = ScalarFormatter(useMathText=True)
-            formatter.set_powerlimits((-3, 5))
-            axis.set_major_formatter(formatter)
-
-
-def grid(figure: "FigureBase", panels: int, columns: int) -> np.ndarray:
-    """Axes for so many panels, which share their steps; the lowest in each column are labelled."""
-    rows = -(-panels // columns)
-    axes = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
-    for one in axes[panels:]:
-        one.remove()
-    for one in axes[: max(panels - columns, 0)]:
-        one.xaxis.label.set_visible(False)
-    for one in axes[max(panels - columns, 0) : panels]:
-        one.tick_params(labelbottom=True)
-        one.xaxis.get_offset_text().set_visible(True)
-    return axes[:panels]
 
 
 def _scale(axes: "Axes", log: bool | None) -> None:
@@ -305,24 +257,12 @@ def _mark_least(axes: "Axes", curve: Curve, color: str) -> None:
     if np.isnan(losses).all():
         return
     best = np.nanargmin(losses)
-    label = f"least {_number(losses[best])} at step {steps[best]:,}"
+    label = f"least {number(losses[best])} at step {steps[best]:,}"
     style: dict[str, Any] = {"color": color, "markersize": 5, "markerfacecolor": "white", "zorder": 3}
     axes.plot(steps[best], losses[best], "o", label=label, markeredgewidth=1.3, **style)
-
-
-def _number(x: float) -> str:
-    return f"{x:.4g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _add_legend(axes: "Axes") -> None:
     if axes.get_legend_handles_labels()[1]:
         frame = {"framealpha": 0.8, "edgecolor": "none"}
         axes.legend(loc="best", fontsize="small", handlelength=1.3, **frame)
-
-
-def unused_colors(axes: "Axes") -> Iterator[str]:
-    """Colours for more curves, beginning with those that the axes do not show yet."""
-    from matplotlib.colors import to_hex
-
-    used = {to_hex(line.get_color()) for line in axes.lines}
-    return itertools.cycle([color for color in COLORS if color not in used] or COLORS)

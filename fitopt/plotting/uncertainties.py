@@ -1,22 +1,21 @@
 """Pictures of an `Uncertainty`: correlations, profiles and contours."""
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
 from ..reporting.digits import span
-from ..uncertainty.profile import Contour, Profile
-from ..uncertainty.result import Uncertainty
-from .fits import ABOVE
-from .histories import BLUE, GREY, ORANGE, new_axes, tidy
+from ..uncertainty import Contour, Profile, Uncertainty
+from .style import ABOVE, BLUE, GREY, ORANGE, new_axes, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FINE = 400  # points of a curve
-_NUMBERED = 12  # entries whose matrix has room for numbers
-_NAMED = 40  # entries that have room for their names
+_NUMBERED = 12  # elements whose matrix has room for numbers
+_NAMED = 40  # elements that have room for their names
 
 
 def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axes":
@@ -27,7 +26,7 @@ def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axe
 
     **Arguments:**
 
-    - `uncertainty`: what `uncertainty(final_state)` has returned.
+    - `uncertainty`: what `uncertainty(state)` has returned.
     - `ax`: the axes to draw into; by default those of a new pyplot figure.
 
     **Returns:** the axes.
@@ -50,8 +49,9 @@ def plot_correlation(uncertainty: Uncertainty, ax: "Axes | None" = None) -> "Axe
 
     if ax is None:
         figure: Any = axes.figure
-        side = np.clip(0.55 * count, 2, 6.5)
-        figure.set_size_inches(side + 2, side + 1)
+        side, longest = np.clip(0.55 * count, 2, 6.5), max(map(len, names), default=0)
+        beside = 0.09 * longest if count <= _NAMED else 0.5  # inches that the names take
+        figure.set_size_inches(side + 1.3 + beside, side + 0.3 + 0.75 * beside)
     colors = LinearSegmentedColormap.from_list("correlation", [BLUE, "white", ORANGE])
     colors = colors.with_extremes(bad="#dddddd")
     image = axes.imshow(matrix, cmap=colors, vmin=-1, vmax=1, interpolation="nearest")
@@ -82,7 +82,7 @@ def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
 
     The dashed parabola is that of the standard error: what the loss would be if it were a square, as the
     error takes it to be. Where the two differ, the profile is to be trusted. There is none where the
-    entry has no finite error. The confidence interval ends where the profile reaches the level that is
+    element has no finite error. The confidence interval ends where the profile reaches the level that is
     drawn, or at a bound.
 
     **Arguments:**
@@ -131,7 +131,10 @@ def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"])
     for end, height, is_bound in zip(profile, heights, profile.at_bound, strict=True):
         if is_bound:
             axes.axvline(end, color=GREY, **line)
-            axes.annotate("bound", (end, 0.5 * profile.threshold), color=GREY, rotation=90, **text)
+            # Beyond the bound there is no profile that the word could hide.
+            side = {"xytext": (-2, 0), "ha": "right"} if end == profile.low else {"xytext": (3, 0)}
+            word = {**text, **side, "rotation": 90, "va": "center", "color": GREY}
+            axes.annotate("bound", (end, 0.5 * profile.threshold), **word)
         elif np.isfinite(end):
             axes.vlines(end, 0, height, color=ORANGE, linewidth=1)
     middle = np.clip(np.mean([profile.low, profile.high]), profile.values[0], profile.values[-1])
@@ -176,11 +179,26 @@ def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
 
 
 def _smooth(contour: Contour) -> Float[np.ndarray, "points 2"]:
-    """A smooth line through the points, where all of them are the same kind of border."""
-    if contour.at_bound.any() or not np.isfinite(contour.points).all():
+    """A smooth line through the points, straight along bounds."""
+    points, at_bound = contour.points[:-1], contour.at_bound[:-1]
+    if not np.isfinite(points).all():
         return contour.points
-    from scipy.interpolate import CubicSpline  # comes with jax; slow to import
+    if not at_bound.any():
+        return _spline(contour.points, "periodic")
+    first = int(np.argmax(at_bound))
+    points = np.roll(points, -first, axis=0)
+    points = np.append(points, points[:1], axis=0)
+    anchors = np.flatnonzero(np.append(np.roll(at_bound, -first), True))
+    arcs = [
+        _spline(points[a : b + 1], "not-a-knot") if b > a + 1 else points[a : b + 1]
+        for a, b in itertools.pairwise(anchors.tolist())
+    ]
+    return np.concatenate(arcs)
 
-    places = np.arange(len(contour.points))
-    spline = CubicSpline(places, contour.points, bc_type="periodic")
-    return spline(np.linspace(0, places[-1], _FINE))
+
+def _spline(points: Float[np.ndarray, "points 2"], ends: str) -> Float[np.ndarray, "fine 2"]:
+    from scipy.interpolate import CubicSpline  # takes long to import
+
+    steps = np.diff(points, axis=0) / np.ptp(points, axis=0)
+    places = np.cumsum([0.0, *(np.hypot(*steps.T) + 1e-9)])  # which no two may have in common
+    return CubicSpline(places, points, bc_type=ends)(np.linspace(0, places[-1], _FINE))

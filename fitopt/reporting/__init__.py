@@ -1,4 +1,6 @@
 """What a fit has found, as text, HTML and plain numbers."""
 
-from .report import Report as Report
-from .report import report as report
+from .elements import Element
+from .report import Report, report
+
+__all__ = ["Element", "Report", "report"]

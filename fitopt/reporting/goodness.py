@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..uncertainty.result import Uncertainty
+from ..uncertainty import Uncertainty
 
 
 class Goodness(NamedTuple):

@@ -1,33 +1,31 @@
 """A report as HTML for notebooks: tables without colours, which suit light and dark themes."""
 
 from html import escape
-from typing import TYPE_CHECKING
 
-from .text import Column, correlations, course, parameters, quality
-
-if TYPE_CHECKING:
-    from .report import Report
+from .tables import Column, Tables
 
 _TABLE = '<table style="border-collapse: collapse; margin: 0 0 1em 0">'
 _LINE = "; border-bottom: thin solid; white-space: nowrap"  # in the colour of the text
 
 
-def html(report: "Report") -> str:
+def html(tables: Tables) -> str:
     """The report for a notebook."""
-    pairs = [("goodness of fit", quality(report), True)]
-    if report.correlations:
-        pairs.append(("correlations", correlations(report), True))
-    pairs.append(("course of the fit", course(report), False))
-    messages = "".join(f"<li>{escape(message)}</li>" for message in report.messages)
+    pairs = [
+        ("goodness of fit", tables.quality, True),
+        ("correlations", tables.correlations, True),
+        ("course of the fit", tables.course, False),
+    ]
+    messages = "".join(f"<li>{escape(message)}</li>" for message in tables.messages)
     beside = "".join(
         _table([Column([title, *labels], False), Column(["", *facts], number)])
         for title, rows, number in pairs
+        if rows
         for labels, facts in [zip(*rows, strict=True)]
     )
     return "".join(
         [
             "<div>",
-            _table(parameters(report)),
+            _table(tables.parameters),
             f"<ul>{messages}</ul>" if messages else "",
             f'<div style="display: flex; flex-wrap: wrap; gap: 0 2em">{beside}</div>',
             "</div>",

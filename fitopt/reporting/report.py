@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,14 +11,15 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-from ..parameter.parameter import Parameter
-from ..state import flatten
-from ..uncertainty.entries import Entries, precision_of
-from ..uncertainty.notes import listed
-from ..uncertainty.profile import Interval
-from ..uncertainty.result import Uncertainty
-from .entries import Block, Entry, blocks, fitted_names, parameters_of
+from ..parameter import Parameter
+from ..state import ParameterVector, flatten
+from ..uncertainty import Interval, Uncertainty
+from ..uncertainty.messages import listed
+from .elements import Element, Elements, blocks, elements, parameters_of
 from .goodness import goodness
+from .html import html
+from .tables import Tables, correlation_rows, course_rows, parameter_columns, quality_rows
+from .text import text
 
 _WEAK = 0.1  # correlations up to here are not worth telling
 
@@ -29,7 +30,7 @@ class Report:
 
     `fitopt.report` makes one. All of it are plain numbers and strings, None for what is not known.
 
-    - `parameters`: a list of `fitopt.report_entries.Entry`, one for each number
+    - `parameters`: a list of `fitopt.reporting.Element`, one for each real number
     - `correlations`: `(name, name, correlation)` of those above 0.1, the strongest first
     - `n_data`: how many residuals, or data points
     - `n_variables`: how many numbers the data were to determine: not those on a bound nor, in least
@@ -59,37 +60,46 @@ class Report:
     n_evaluations: int | None
     seconds: float | None
     messages: list[str]
-    _blocks: tuple[Block, ...]
+    _elements: tuple[Elements, ...]
     _level: float | None
     _digits: int
 
     @property
-    def parameters(self) -> list[Entry]:
-        return [block.entry(i) for block in self._blocks for i in range(len(block))]
+    def parameters(self) -> list[Element]:
+        """One for each real number of each Parameter."""
+        return [element for one in self._elements for element in one]
 
     def to_dict(self) -> dict[str, Any]:
         """The report as dicts, lists, strings and plain numbers, of which some may be infinite."""
-        entries = [{**e._asdict(), "relative_error": e.relative_error} for e in self.parameters]
-        facts = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return {"parameters": entries, **facts, "correlations": [[*one] for one in self.correlations]}
+        rows = [{**row._asdict(), "relative_error": row.relative_error} for row in self.parameters]
+        correlations = [[*one] for one in self.correlations]
+        return {"parameters": rows, **self._facts(), "correlations": correlations}
 
     def to_json(self, indent: int | None = None) -> str:
         """The same as JSON: NaN is null, and infinite numbers are the strings "inf" and "-inf"."""
         return json.dumps(_valid(self.to_dict()), indent=indent, allow_nan=False)
 
-    def __repr__(self) -> str:
-        from .text import text
+    def _facts(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
-        return text(self)
+    def _tables(self) -> Tables:
+        return Tables(
+            parameter_columns(self._elements, self._level, self._digits),
+            correlation_rows(self.correlations),
+            quality_rows(self._facts()),
+            course_rows(self._facts()),
+            self.messages,
+        )
+
+    def __repr__(self) -> str:
+        return text(self._tables())
 
     def _repr_html_(self) -> str:
-        from .html import html
-
-        return html(self)
+        return html(self._tables())
 
 
 def report(
-    final_state: PyTree,
+    state: PyTree,
     history: Mapping[str, Any],
     uncertainty: Uncertainty | None = None,
     intervals: Mapping[str, Interval] | None = None,
@@ -102,8 +112,8 @@ def report(
 
     **Arguments:**
 
-    - `final_state`, `history`: what `run` has returned.
-    - `uncertainty`: what `uncertainty(final_state)` has returned. Without it there are no errors and no
+    - `state`, `history`: what `run` has returned.
+    - `uncertainty`: what `uncertainty(state)` has returned. Without it there are no errors and no
         correlations, and nothing that depends on what kind of loss it is.
     - `intervals`: what `uncertainty.confidence_intervals()` has returned, all of one level.
     - `start`: the state in which the fit began, by default the one that the history knows. A history
@@ -146,10 +156,10 @@ def report(
     """
     intervals = intervals or {}
     _check(history, intervals, n_data, digits)
-    parameters = parameters_of(final_state)
+    parameters = parameters_of(state)
     if not any(parameter.free for parameter in parameters.values()):
-        raise ValueError("final_state has no free Parameter, as one that was fitted would have")
-    if any(isinstance(x, Tracer) for x in jax.tree.leaves((final_state, dict(history)))):
+        raise ValueError("state has no free Parameter, as one that was fitted would have")
+    if any(isinstance(x, Tracer) for x in jax.tree.leaves((state, dict(history)))):
         raise TypeError("report works with NumPy on the host, not inside jit, vmap or grad")
     began = getattr(history, "start", None) if start is None else start
     starts = None
@@ -157,17 +167,15 @@ def report(
         starts = parameters_of(began)
         _check_starts(starts, parameters, "the start of history" if start is None else "start")
         parameters = {path: parameters[path] for path in starts}  # in the order of the user
-    flat = flatten(final_state)
-    with precision_of(flat.free):
-        entries = Entries(flat)
-    names = fitted_names(parameters, flat, entries.names)
-    titles = dict(zip(flat.layout.paths, flat.layout.names, strict=True))
-    found = blocks(parameters, starts, titles, names, uncertainty, intervals)
-    quality = goodness(history, uncertainty, entries.n_moves, n_data)
+    flat = flatten(state)
+    vector = ParameterVector.of(flat.layout, flat.free)
+    described = blocks(parameters, vector)
+    found = elements(described, parameters, starts, uncertainty, intervals)
+    quality = goodness(history, uncertainty, vector.n_displacements, n_data)
     n_steps = None if history.get("n_steps") is None else int(history["n_steps"])
     is_least_squares = uncertainty is not None and uncertainty.n_data is not None
     return Report(
-        correlations=[] if uncertainty is None else _correlations(uncertainty, names),
+        correlations=[] if uncertainty is None else _correlations(uncertainty, found),
         n_data=quality.n_data,
         n_variables=quality.n_variables,
         degrees_of_freedom=quality.degrees_of_freedom,
@@ -181,7 +189,7 @@ def report(
         n_evaluations=n_steps if is_least_squares else None,
         seconds=history.get("elapsed"),
         messages=_messages(uncertainty, intervals),
-        _blocks=found,
+        _elements=found,
         _level=next((one.level for one in intervals.values()), None),
         _digits=digits,
     )
@@ -209,18 +217,19 @@ def _check_starts(starts: dict[str, Parameter], parameters: dict[str, Parameter]
     shapes = [{path: p.value.shape for path, p in one.items()} for one in (starts, parameters)]
     if shapes[0] != shapes[1]:
         raise ValueError(
-            f"{who} must have the Parameters of final_state, {listed(list(parameters))}, "
+            f"{who} must have the Parameters of state, {listed(list(parameters))}, "
             f"in the same shapes; it has {listed(list(starts))}"
         )
 
 
 def _correlations(
-    uncertainty: Uncertainty, names: Mapping[str, Sequence[str]]
+    uncertainty: Uncertainty, parameters: tuple[Elements, ...]
 ) -> list[tuple[str, str, float]]:
+    """The strongest first; of equally strong ones in the order of the parameters."""
     rows = {name: row for row, name in enumerate(uncertainty.names)}
-    order = [name for own in names.values() for name in own if name in rows]
-    rows = [rows[name] for name in order]
-    matrix = uncertainty.correlation[np.ix_(rows, rows)]
+    order = [label for one in parameters for label in one.block.labels if label in rows]
+    at = [rows[name] for name in order]
+    matrix = uncertainty.correlation[np.ix_(at, at)]
     pairs = np.argwhere(np.triu(np.abs(matrix) > _WEAK, k=1)).tolist()
     pairs.sort(key=lambda pair: -abs(matrix[*pair]))
     return [(order[i], order[j], float(matrix[i, j])) for i, j in pairs]

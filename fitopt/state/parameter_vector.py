@@ -1,5 +1,6 @@
 """`ParameterVector`: the free Parameters of a state as vectors of real numbers, and back."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ..parameter import Spec
+from ..parameter import Parameter, Spec
 from ..parameter.complex_numbers import from_real, joined, to_real
 from ..transforms import Transform
 from ..transforms.bounds import Projected
@@ -27,7 +28,12 @@ class Block:
     spec: Spec
     shape: tuple[int, ...]  # of its value
     dtype: np.dtype
-    keeps_bounds: bool  # whether the bounds are left to the method
+    keeps_bounds: bool = False  # whether the bounds are left to the method
+
+    @classmethod
+    def of(cls, name: str, parameter: Parameter) -> "Block":
+        """That of any Parameter, also of a fixed one."""
+        return cls(name, parameter._spec, parameter.shape, parameter.dtype)
 
     @property
     def transform(self) -> Transform:
@@ -53,8 +59,8 @@ class Block:
     @functools.cached_property
     def fitted(self) -> Int[np.ndarray, " elements"]:
         """Which of its real numbers are fitted: of a complex value all real parts come first."""
-        mask = self.spec.fitted
-        mask = np.ones(self.shape, bool) if mask is None else np.broadcast_to(mask, self.shape)
+        mask = self.spec.free if self.spec.fitted is None else self.spec.free & self.spec.fitted
+        mask = np.broadcast_to(mask, self.shape)
         return np.flatnonzero(np.concatenate([mask.ravel()] * (1 + self.is_complex)))
 
     @functools.cached_property
@@ -63,12 +69,17 @@ class Block:
         return self.fitted if self.transform.elementwise else np.arange(_reals(self.position))
 
     @functools.cached_property
-    def labels(self) -> tuple[str, ...]:
-        """What its elements are called: `k`, `w[0,1]`, `z.real`."""
+    def real_labels(self) -> tuple[str, ...]:
+        """What all of its real numbers are called: `k`, `w[0,1]`, `z.real`."""
         indices = [f"[{','.join(map(str, index))}]" if index else "" for index in np.ndindex(self.shape)]
         if self.is_complex:
             indices = [f"{index}.real" for index in indices] + [f"{index}.imag" for index in indices]
-        return tuple(self.name + indices[i] for i in self.fitted)
+        return tuple(self.name + index for index in indices)
+
+    @functools.cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What its elements are called."""
+        return tuple(self.real_labels[i] for i in self.fitted)
 
     def to_position(self, value: Array) -> Array:
         return self.spec.to_position(value, self.transform)
@@ -76,12 +87,25 @@ class Block:
     def to_value(self, position: Array, start: Array) -> Array:
         return self.spec.to_value(position, start, self.transform)
 
+    def edited_position(self, position: Array, before: Array, after: Array) -> Array:
+        """The position after the value was edited; what was not edited keeps it to the last bit."""
+        same = before == after if self.transform.elementwise else jnp.all(before == after)
+        return jnp.where(same, position, self.to_position(after))
+
+    def reals(self, value: Any) -> Float[np.ndarray, " reals"]:
+        """All real numbers of a value, in double precision."""
+        array = np.asarray(value)
+        parts = [np.real(array), np.imag(array)] if self.is_complex else [array]
+        return np.concatenate([part.ravel().astype(float) for part in parts])
+
+    def real_constants(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " reals"]:
+        """What a bound or a scale is for each of its real numbers."""
+        array = missing if constant is None else constant.astype(real_dtype(self.dtype))
+        return np.tile(np.broadcast_to(array, self.shape).ravel().astype(float), 1 + self.is_complex)
+
     def constant(self, constant: Constant | None, missing: float) -> Float[np.ndarray, " elements"]:
         """What a bound or a scale is for each element."""
-        if constant is None:
-            return np.full(self.fitted.size, missing)
-        array = np.broadcast_to(constant.astype(real_dtype(self.dtype)), self.shape)
-        return np.concatenate([array.ravel().astype(float)] * 2)[self.fitted]
+        return self.real_constants(constant, missing)[self.fitted]
 
     def range(self) -> Float[np.ndarray, "2 elements"]:
         """Between which ends elements lie, by their bounds or by what the transform can give."""
@@ -151,11 +175,8 @@ class ParameterVector:
         self, position: Sequence[Array], before: Sequence[Array], after: Sequence[Array]
     ) -> list[Array]:
         """The position after values were edited; what was not edited keeps it to the last bit."""
-        edited = []
-        for block, x, old, new in zip(self.blocks, position, before, after, strict=True):
-            same = old == new if block.transform.elementwise else jnp.all(old == new)
-            edited.append(jnp.where(same, x, block.to_position(new)))
-        return edited
+        quads = zip(self.blocks, position, before, after, strict=True)
+        return [block.edited_position(x, old, new) for block, x, old, new in quads]
 
     @property
     def is_affine(self) -> bool:
@@ -187,7 +208,11 @@ class ParameterVector:
     @functools.cached_property
     def dtype(self) -> np.dtype:
         """That of elements and displacements: the most precise of the Parameters'."""
-        return jnp.result_type(*(jnp.finfo(block.dtype).dtype for block in self.blocks))
+        return functools.reduce(jnp.promote_types, (real_dtype(block.dtype) for block in self.blocks))
+
+    def precision(self) -> contextlib.AbstractContextManager[Any]:
+        """In which to compute with the values: 64 bits where one of them has these."""
+        return jax.enable_x64(True) if self.dtype == np.float64 else contextlib.nullcontext()
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:
@@ -331,7 +356,7 @@ class ParameterVector:
         for block, part in zip(self.blocks, self._elements, strict=True):
             reals = np.full((1 + block.is_complex) * math.prod(block.shape), np.nan)
             reals[block.fitted] = elements[part]
-            parts = reals.reshape(-1, *block.shape)
+            parts = reals.reshape(1 + block.is_complex, *block.shape)
             arrays.append(joined(*parts) if block.is_complex else np.asarray(parts[0]))
         return arrays
 

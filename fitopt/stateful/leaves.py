@@ -1,8 +1,6 @@
 """The leaves of a pytree of parameters that an optimizer moves, each with what `init` saw of it."""
 
 import dataclasses
-import re
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +10,17 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from ..parameter.parameter import with_value
-from ..parameter.specification import Spec, called, check_value
+from ..parameter import Parameter, Spec, with_value
+from ..parameter.specification import called, check_value
 from ..state import is_parameter
+from ..state.parameter_vector import Block
 from ..transforms import Identity
 
 Path = tuple[Any, ...]  # the keys that lead to a leaf
 
 NUMBERS = (jax.Array, np.ndarray, np.generic, float, complex)
+
+_PLAIN_ARRAY = Spec(None, True, None, None, None, None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,19 +28,23 @@ class Leaf:
     """A leaf that the optimizer moves."""
 
     path: Path
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    spec: Spec | None  # of a Parameter
+    block: Block
+    is_parameter: bool
 
     @property
-    def has_coordinate(self) -> bool:
+    def has_position(self) -> bool:
         """Whether the optimizer moves another number than the value."""
-        return self.spec is not None and not isinstance(self.spec.bijection, Identity)
+        return not isinstance(self.block.transform, Identity)
+
+    @property
+    def kind(self) -> str:
+        """What an optimizer has to know of it."""
+        return kind(self.block.spec, self.is_parameter)
 
     def check(self, x: Any, tree: str) -> Array:
         """The array of a value or a gradient, if it is as at `init`."""
-        x = _plain(x)
-        as_it_was = isinstance(x, jax.Array) and x.shape == self.shape and x.dtype == self.dtype
+        x, shape, dtype = _plain(x), self.block.shape, self.block.dtype
+        as_it_was = isinstance(x, jax.Array) and x.shape == shape and x.dtype == dtype
         if as_it_was and not x.weak_type:
             return x
         where = f"{tree}: {name(self.path)}"
@@ -47,66 +52,61 @@ class Leaf:
             array = jnp.asarray(x)
         except TypeError:
             raise TypeError(f"{where} must be an array, got {x!r}") from None
-        if array.shape != self.shape:
-            raise ValueError(f"{where} has shape {array.shape}, the parameter at init had {self.shape}")
-        weak = array.weak_type and jnp.result_type(array, self.dtype) == self.dtype
-        if array.dtype != self.dtype and not weak:
-            raise TypeError(f"{where} has dtype {array.dtype}, the parameter at init had {self.dtype}")
-        return array.astype(self.dtype)
+        if array.shape != shape:
+            raise ValueError(f"{where} has shape {array.shape}, the parameter at init had {shape}")
+        weak = array.weak_type and jnp.result_type(array, dtype) == dtype
+        if array.dtype != dtype and not weak:
+            raise TypeError(f"{where} has dtype {array.dtype}, the parameter at init had {dtype}")
+        return array.astype(dtype)
 
     def check_value(self, x: Any) -> Array:
         """The array of a value, if its Parameter is what it was, and within its bounds."""
-        spec = x._spec if is_parameter(x) else None
-        if spec != self.spec:
+        if is_parameter(x) is not self.is_parameter or _spec_of(x) != self.block.spec:
+            now = kind(_spec_of(x), is_parameter(x))
             raise ValueError(
-                f"params: {name(self.path)} was {kind(self.spec)} at init, and is {kind(spec)} now; "
-                "call init again"
+                f"params: {name(self.path)} was {self.kind} at init, and is {now} now; call init again"
             )
         value = self.check(x, "params")
-        if spec is not None and not isinstance(value, Tracer):
-            check_value(called(spec.name or text(self.path)), spec, value)
+        if self.is_parameter and not isinstance(value, Tracer):
+            check_value(called(self.block.name), self.block.spec, value)
         return value
 
-    def coordinate(self, value: Array, known: tuple[Array, Array] | None = None) -> Array:
-        """The coordinate of a value: the known one where the value is what it was, to the bit."""
-        if self.spec is None:
-            return value
-        coordinate = self.spec.to_position(value)
+    def position(self, value: Array, known: tuple[Array, Array] | None = None) -> Array:
+        """The position of a value: the known one where the value is what it was, to the bit."""
         if known is None:
-            return coordinate
-        same = value == known[1]
-        same = same if self.spec.bijection.elementwise else jnp.all(same)
-        return jnp.where(same, known[0], coordinate)
+            return self.block.to_position(value)
+        return self.block.edited_position(known[0], known[1], value)
 
-    def value(self, coordinate: Array, start: Array) -> Array:
-        """The value at a coordinate; `start` gives the entries that a mask fixes."""
-        return coordinate if self.spec is None else self.spec.to_value(coordinate, start)
-
-    def gradient(self, grad: Array, coordinate: Array, start: Array) -> Array:
-        """The gradient by the coordinate, uphill: that of a complex number is conjugated."""
-        if self.spec is not None:
-            _, pullback = jax.vjp(lambda coordinate: self.value(coordinate, start), coordinate)
+    def gradient(self, grad: Array, position: Array, start: Array) -> Array:
+        """The gradient by the position, uphill: that of a complex number is conjugated."""
+        if self.has_position:
+            _, pullback = jax.vjp(lambda position: self.block.to_value(position, start), position)
             (grad,) = pullback(grad)
         return jnp.conj(grad) if jnp.iscomplexobj(grad) else grad
 
     def difference(self, update: Array, new: Array, old: Array) -> Array:
-        """What to add to the old value: exactly zero where a mask fixes it."""
-        difference = new - old if self.has_coordinate else update
-        if self.spec is None or self.spec.mask is None:
-            return difference
-        return jnp.where(self.spec.mask.array, difference, 0)
+        """What to add to the old value: exactly zero where it is not fitted."""
+        difference = new - old if self.has_position else update
+        fitted = self.block.spec.fitted
+        return difference if fitted is None else jnp.where(fitted, difference, 0)
 
 
 def leaf_of(path: Path, x: Any) -> Leaf | None:
     """What the optimizer has to know of a leaf; None if it stays as it is."""
     if not is_moved(x):
         return None
-    array = jnp.asarray(_plain(x))
-    return Leaf(path, array.shape, array.dtype, x._spec if is_parameter(x) else None)
+    spec, array = _spec_of(x), jnp.asarray(_plain(x))
+    label = text(path) if spec.name is None else spec.name
+    return Leaf(path, Block(label, spec, array.shape, array.dtype), is_parameter(x))
 
 
 def is_moved(x: Any) -> bool:
-    """Whether it is an array of floats or complex numbers, or a free Parameter."""
+    """Whether it is an array of floats or complex numbers, or a free Parameter.
+
+    Python numbers are settings, such as the rate of a dropout layer.
+    """
+    if isinstance(x, float | complex) and not isinstance(x, np.generic):
+        return False
     if is_parameter(x) and not x.free:
         return False
     x = _plain(x)
@@ -127,7 +127,7 @@ def replaced(
     def replace(path: Path, x: Any) -> Any:
         if path not in arrays:
             return others(x)
-        return with_value(x._spec, arrays[path]) if is_parameter(x) else arrays[path]
+        return with_value(_spec_of(x), arrays[path]) if is_parameter(x) else arrays[path]
 
     return jax.tree.map_with_path(replace, tree, is_leaf=is_parameter)
 
@@ -142,6 +142,10 @@ def zeros_like(x: Any) -> Any:
         return jnp.zeros(np.shape(x), bool if dtype == jax.dtypes.float0 else dtype)
 
     return jax.tree.map(zeros, x)
+
+
+def _spec_of(x: Any) -> Spec:
+    return x._spec if isinstance(x, Parameter) else _PLAIN_ARRAY
 
 
 def _plain(x: Any) -> Any:
@@ -159,17 +163,8 @@ def name(path: Path) -> str:
     return f"leaf {text(path)!r}" if path else "the one leaf"
 
 
-def kind(spec: Spec | None) -> str:
-    """What an optimizer has to know of a Parameter; arrays are told apart by a checksum."""
-    if spec is None:
+def kind(spec: Spec, is_parameter: bool) -> str:
+    """What an optimizer has to know of a leaf; large arrays are told apart by a checksum."""
+    if not is_parameter:
         return "a plain array"
-    words = [] if spec.free else ["free=False"]
-    for label in ("lower", "upper", "scale", "mask"):
-        constant = getattr(spec, label)
-        if constant is not None:
-            array = constant.array.astype(np.float64)
-            shown = repr(array.item()) if array.ndim == 0 else f"array {zlib.crc32(array.tobytes()):08x}"
-            words.append(f"{label}={shown}")
-    if spec.transform is not None:
-        words.append(f"transform={re.sub(' at 0x[0-9a-f]+', '', repr(spec.transform))}")
-    return f"Parameter({', '.join([repr(spec.name), *words])})"
+    return f"Parameter({', '.join([repr(spec.name), *spec.settings(exact=True)])})"

@@ -1,6 +1,5 @@
 """`Optimizer`: an optax optimizer that holds its own state, for those who write their own loop."""
 
-import contextlib
 import functools
 import operator
 from collections.abc import Mapping
@@ -46,8 +45,9 @@ class Optimizer:
     it in place; inside a transformed function that is a copy, so **return the optimizer** from there.
 
     Parameters may be any pytree. Arrays of floats or complex numbers and free `fitopt.Parameter`s are
-    moved; fixed ones, integers, strings and None stay what they are. The optimizer moves a Parameter's
-    coordinate, so that bounds are kept; entries that a mask fixes stay the same to the bit.
+    moved; fixed ones, integers, Python numbers, strings and None stay what they are. The optimizer moves
+    a Parameter's unconstrained value, so that bounds are kept; entries that a mask fixes stay the same
+    to the bit.
 
     **Arguments:**
 
@@ -66,7 +66,7 @@ class Optimizer:
     ...     return params, optimizer
     >>> for _ in range(3):
     ...     params, optimizer = train_step(params, optimizer)
-    >>> params["w"].tolist(), int(optimizer.step_count)
+    >>> params["w"].tolist(), int(optimizer.n_steps)
     ([0.125, -0.25], 3)
     """
 
@@ -121,7 +121,7 @@ class Optimizer:
         True
         """
         state, plan = self._initialised(), self._plan
-        if params is None and (apply_updates or any(leaf.spec is not None for leaf in plan.moved)):
+        if params is None and (apply_updates or any(leaf.is_parameter for leaf in plan.moved)):
             raise ValueError(
                 "update needs params, unless apply_updates=False and there are no Parameters"
             )
@@ -185,7 +185,7 @@ class Optimizer:
         return bool(self._plan.groups)
 
     @property
-    def step_count(self) -> Int[Array, ""]:
+    def n_steps(self) -> Int[Array, ""]:
         """The number of updates since `init`."""
         count, _, opt_states = self._parts()
         if count is None:
@@ -246,7 +246,7 @@ class Optimizer:
         >>> optimizer = Optimizer(optax.sgd(0.1, momentum=0.9)).init({"w": jnp.zeros(2)})
         >>> optimizer = optimizer.load_state_dict(saved)
         """
-        return as_dict(self._plan, self._initialised(), self.step_count)
+        return as_dict(self._plan, self._initialised(), self.n_steps)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> "Optimizer":
         """Take the state from `state_dict` of an optimizer of the same kind, with the same parameters.
@@ -258,7 +258,8 @@ class Optimizer:
 
         **Returns:** this optimizer, which is changed in place.
 
-        **Raises:** `ValueError` that names what differs, if it is that of another optimizer.
+        **Raises:** `TypeError` for what is no mapping; `ValueError` that names what differs, if the
+        state is that of another optimizer.
         """
         self._state = from_dict(self._plan, self._initialised(), state)
         return self
@@ -267,7 +268,7 @@ class Optimizer:
         if not self.initialized:
             return "Optimizer(before init)"
         counts = ", ".join(str(len(group.moved)) for group in self._plan.groups)
-        return f"Optimizer(step_count={self.step_count}, leaves={counts})"
+        return f"Optimizer(n_steps={self.n_steps}, leaves={counts})"
 
     def _parts(self) -> tuple[Array | None, tuple[Kept, ...], list[PyTree]]:
         """The number of steps unless optax counts them, what groups keep, and the optax states."""
@@ -280,16 +281,15 @@ class Optimizer:
 
     def _learning_rates(self) -> dict[int, Any]:
         """By the place of the optax state that holds them."""
-        rates = {}
+        rates, reason = {}, ""
         for i, opt_state in enumerate(self._parts()[2]):
-            with contextlib.suppress(ValueError):  # there is none
+            try:
                 rates[i] = learning_rate(opt_state)
+            except ValueError as error:
+                reason = str(error)
         rates = {i: rate for i, rate in rates.items() if not isinstance(rate, dict) or rate}
         if not rates:
-            raise AttributeError(
-                "the optimizer's state holds no learning rate; make the optimizer with "
-                "fitopt.optimizers.adam(0.1) or optax.inject_hyperparams(optax.adam)(learning_rate=0.1)"
-            )
+            raise AttributeError(reason)
         return rates
 
 

@@ -15,10 +15,10 @@ from ..optimizers.groups import by_name
 from ..optimizers.line_search import line_searches
 from ..parameter.complex_numbers import from_real, to_real
 from ..state import is_parameter
-from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name, text
+from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name
 
-# For each leaf where they differ: the last coordinate, and the value that belongs to it. Without them
-# each step would make a round trip from value to coordinate.
+# For each leaf where they differ: the last position, and the value that belongs to it. Without them
+# each step would make a round trip from value to position.
 Kept = tuple[tuple[Array, Array], ...]
 
 State = tuple[Any, ...]
@@ -32,6 +32,7 @@ class ParameterGroup:
     treedef: Any
     paths: tuple[Path, ...]
     leaves: tuple[Leaf | None, ...]  # None for what stays as it is
+    numbers: frozenset[Path] = frozenset()  # Python's, which come as arrays where they went through jit
     as_real: bool = False  # whether complex leaves are shown as real ones
 
     @functools.cached_property
@@ -41,7 +42,7 @@ class ParameterGroup:
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformationExtraArgs:
         """The optimizer, which knows the Parameters' names."""
-        names = (leaf.spec.name if leaf.spec else text(leaf.path) for leaf in self.moved)
+        names = (leaf.block.name for leaf in self.moved)
         return by_name(self.transformation, self.tree(names))
 
     @classmethod
@@ -51,41 +52,45 @@ class ParameterGroup:
         """The group of these parameters, before its first step."""
         flat, treedef = jax.tree.flatten_with_path(params, is_leaf=is_parameter)
         leaves = tuple(leaf_of(path, x) for path, x in flat)
-        group = cls(transformation, treedef, tuple(path for path, _ in flat), leaves)
+        numbers = frozenset(path for path, x in flat if type(x) in (float, complex))
+        group = cls(transformation, treedef, tuple(path for path, _ in flat), leaves, numbers)
         if not group.moved:
-            raise ValueError("params hold nothing to optimise: no array of floats, no free Parameter")
+            hint = "; Python numbers stay as they are: use jnp.asarray" if numbers else ""
+            raise ValueError(
+                f"params hold nothing to optimise: no array of floats, no free Parameter{hint}"
+            )
         values = [leaf.check_value(x) for leaf, (_, x) in zip(leaves, flat, strict=True) if leaf]
-        coordinates = [leaf.coordinate(x) for leaf, x in zip(group.moved, values, strict=True)]
-        tree = group.tree(map(jnp.copy, coordinates))
+        positions = [leaf.position(x) for leaf, x in zip(group.moved, values, strict=True)]
+        tree = group.tree(map(jnp.copy, positions))
         opt_state = group.optimizer.init(tree)
         if line_searches(opt_state):
             opt_state = group.optimizer.init(to_real(tree))
             group = dataclasses.replace(group, as_real=True)
-        return group, group.keep(coordinates, values), opt_state
+        return group, group.keep(positions, values), opt_state
 
     def tree(self, leaves: Iterable[Any]) -> PyTree:
         """One thing for each moved leaf, in the structure of the parameters; None elsewhere."""
         arrays = iter(leaves)
         return jax.tree.unflatten(self.treedef, [leaf and next(arrays) for leaf in self.leaves])
 
-    def keep(self, coordinates: list[Array], values: list[Array]) -> Kept:
+    def keep(self, positions: list[Array], values: list[Array]) -> Kept:
         """Both, in memory of their own: parameters and optimizer may be donated together."""
-        triples = zip(self.moved, coordinates, values, strict=True)
-        return tuple((jnp.copy(x), jnp.copy(v)) for leaf, x, v in triples if leaf.has_coordinate)
+        triples = zip(self.moved, positions, values, strict=True)
+        return tuple((jnp.copy(x), jnp.copy(v)) for leaf, x, v in triples if leaf.has_position)
 
-    def coordinates(self, kept: Kept, values: Sequence[Array]) -> list[Array]:
+    def positions(self, kept: Kept, values: Sequence[Array]) -> list[Array]:
         known = iter(kept)
         pairs = zip(self.moved, values, strict=True)
-        return [leaf.coordinate(v, next(known) if leaf.has_coordinate else None) for leaf, v in pairs]
+        return [leaf.position(v, next(known) if leaf.has_position else None) for leaf, v in pairs]
 
-    def values(self, coordinates: Sequence[Array], start: Sequence[Array]) -> list[Array]:
-        triples = zip(self.moved, coordinates, start, strict=True)
-        return [leaf.value(x, v) for leaf, x, v in triples]
+    def values(self, positions: Sequence[Array], start: Sequence[Array]) -> list[Array]:
+        triples = zip(self.moved, positions, start, strict=True)
+        return [leaf.block.to_value(x, v) for leaf, x, v in triples]
 
     def gradients(
-        self, grads: Sequence[Array], coordinates: Sequence[Array], start: Sequence[Array]
+        self, grads: Sequence[Array], positions: Sequence[Array], start: Sequence[Array]
     ) -> PyTree:
-        quads = zip(self.moved, grads, coordinates, start, strict=True)
+        quads = zip(self.moved, grads, positions, start, strict=True)
         return self.tree(leaf.gradient(g, x, v) for leaf, g, x, v in quads)
 
     def step(
@@ -98,14 +103,14 @@ class ParameterGroup:
         apply_updates: bool,
     ) -> tuple[list[Array], Kept, PyTree]:
         """One step: the new values, or what to add to the old ones; and the new state."""
-        start = grads if params is None else params  # for their shapes, where there are no coordinates
-        coordinates = self.coordinates(kept, start)
-        plain = self.tree(coordinates)
+        start = grads if params is None else params  # for their shapes, where there are no positions
+        positions = self.positions(kept, start)
+        plain = self.tree(positions)
         show: Callable[[PyTree], PyTree] = to_real if self.as_real else lambda tree: tree
         hide = lambda shown: jax.tree.leaves(from_real(shown, plain) if self.as_real else shown)
-        shown, uphill = show(plain), show(self.gradients(grads, coordinates, start))
+        shown, uphill = show(plain), show(self.gradients(grads, positions, start))
         if "grad" in extra:
-            extra = extra | {"grad": show(self.gradients(extra["grad"], coordinates, start))}
+            extra = extra | {"grad": show(self.gradients(extra["grad"], positions, start))}
         if "value_fn" in extra:
             of_leaves, paths = extra["value_fn"], [leaf.path for leaf in self.moved]
             by_path = lambda shown: dict(zip(paths, self.values(hide(shown), start), strict=True))
@@ -143,6 +148,7 @@ class Plan:
         self.moved = tuple(leaf for group in groups for leaf in group.moved)
         self.paths = tuple(leaf.path for leaf in self.moved)
         self.known = frozenset(path for group in groups for path in group.paths)
+        self.numbers = frozenset(path for group in groups for path in group.numbers)
 
     @classmethod
     def of(cls, *content: Any) -> "Plan":
@@ -168,9 +174,9 @@ class Plan:
 
     def check_params(self, params: PyTree) -> list[Array]:
         """The arrays of all values to move."""
-        given, moved = leaves_by_path(params), set(self.paths)
+        given, expected = leaves_by_path(params), self.numbers.union(self.paths)
         for path, x in given.items():
-            if path not in moved and is_moved(x):
+            if path not in expected and is_moved(x):
                 raise ValueError(f"params: {name(path)} was not there, or fixed, at init; see add_group")
         for leaf in self.moved:
             if leaf.path not in given:

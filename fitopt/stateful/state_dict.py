@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .leaves import Path, kind, name, text
+from .leaves import Path, name, text
 from .parameter_group import Plan, State
 
 
-def as_dict(plan: Plan, state: State, step_count: Array) -> dict[str, Any]:
+def as_dict(plan: Plan, state: State, n_steps: Array) -> dict[str, Any]:
     """The state of a plan: all of its arrays, and a description of what they belong to."""
     nested = {"description": np.frombuffer(_description(plan, state).encode(), np.uint8).copy()}
-    for path, leaf in (_named(plan, state) | {("step_count",): step_count}).items():
+    for path, leaf in (_named(plan, state) | {("n_steps",): n_steps}).items():
         *parents, last = path
         inner: Any = nested
         for key in parents:
@@ -26,10 +26,12 @@ def as_dict(plan: Plan, state: State, step_count: Array) -> dict[str, Any]:
 
 def from_dict(plan: Plan, state: State, saved: Mapping[str, Any]) -> State:
     """The state that was saved, in the place of `state`; `ValueError` if it is that of another plan."""
+    if not isinstance(saved, Mapping):
+        raise TypeError(f"state must be what state_dict gave, got {saved!r}")
     named = {"/".join(path): leaf for path, leaf in _named(plan, state).items()}
     given = _joined(saved)
     if plan.unpack(state)[0] is None:  # optax counts, too
-        given.pop("step_count", None)
+        given.pop("n_steps", None)
     try:
         description = np.asarray(given.pop("description"), np.uint8).tobytes().decode()
     except (KeyError, ValueError, TypeError):
@@ -56,11 +58,11 @@ def placed(new: Array, old: Any) -> Array:
 def _named(plan: Plan, state: State) -> dict[tuple[str, ...], Any]:
     """All arrays of the state, in the order of its leaves, by their keys in the nested dicts."""
     count, kept, opt_states = plan.unpack(state)
-    named: dict[tuple[str, ...], Any] = {} if count is None else {("step_count",): count}
+    named: dict[tuple[str, ...], Any] = {} if count is None else {("n_steps",): count}
     for i, (group, pairs) in enumerate(zip(plan.groups, kept, strict=True)):
-        stored = [_keys(leaf.path) for leaf in group.moved if leaf.has_coordinate]
+        stored = [_keys(leaf.path) for leaf in group.moved if leaf.has_position]
         for path, pair in zip(stored, pairs, strict=True):
-            for part, x in zip(("coordinates", "values"), pair, strict=True):
+            for part, x in zip(("positions", "values"), pair, strict=True):
                 named["groups", str(i), part, *path] = x
     for i, opt_state in enumerate(opt_states):
         for path, x in jax.tree.leaves_with_path(opt_state):
@@ -75,12 +77,12 @@ def _keys(path: Path) -> tuple[str, ...]:
 
 
 def _description(plan: Plan, state: State) -> str:
-    """What kind of optimizer this is, and how Parameters come to their coordinates."""
+    """What kind of optimizer this is, and how Parameters come to their positions."""
     lines = []
     for i, (group, opt_state) in enumerate(zip(plan.groups, plan.unpack(state)[2], strict=True)):
         lines.append(f"group {i}: {_names(opt_state)}")
-        bounded = (leaf for leaf in group.moved if leaf.spec is not None)
-        lines += [f"group {i}, {name(leaf.path)}: {kind(leaf.spec)}" for leaf in bounded]
+        parameters = (leaf for leaf in group.moved if leaf.is_parameter)
+        lines += [f"group {i}, {name(leaf.path)}: {leaf.kind}" for leaf in parameters]
     return "\n".join(lines)
 
 

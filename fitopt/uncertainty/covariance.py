@@ -20,9 +20,9 @@ class Inverse(NamedTuple):
 
     factor: Float[np.ndarray, "n determined"]
     sizes: Float[np.ndarray, " determined"]  # factor * sizes are directions of one scaled unit each
-    open: Float[np.ndarray, "n open"]  # likewise: along these nothing changes
+    flat: Float[np.ndarray, "n flat"]  # likewise: directions along which nothing changes
     condition: float  # of the scaled matrix
-    falling: int = 0  # along how many of the open directions the loss falls
+    falling: int = 0  # along how many of the flat directions the loss falls
 
 
 def tolerance(dtype: np.dtype) -> float:
@@ -47,11 +47,11 @@ def invert_root(root: Float[np.ndarray, "m n"], tolerance: float) -> Inverse:
             return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
     _, sizes, directions = np.linalg.svd(triangle)
     sizes = np.concatenate([sizes, np.zeros(n - sizes.size)])
-    seen = sizes > tolerance * max(sizes[0], np.finfo(float).tiny)
+    determined = sizes > tolerance * max(sizes[0], np.finfo(float).tiny)
     condition = np.inf if sizes[-1] == 0 else sizes[0] / sizes[-1]
     directions = directions.T / scale[:, None]
-    factor = directions[:, seen] / sizes[seen]
-    return Inverse(factor, sizes[seen], directions[:, ~seen], float(condition))
+    factor = directions[:, determined] / sizes[determined]
+    return Inverse(factor, sizes[determined], directions[:, ~determined], float(condition))
 
 
 def invert(matrix: Float[np.ndarray, "n n"], tolerance: float) -> Inverse:
@@ -70,27 +70,31 @@ def invert(matrix: Float[np.ndarray, "n n"], tolerance: float) -> Inverse:
             return Inverse(inverse / scale[:, None], np.ones(n), np.empty((n, 0)), condition)
     sizes, directions = np.linalg.eigh(scaled)
     largest = np.abs(sizes).max()
-    seen, falling = sizes > tolerance * largest, sizes < -tolerance * largest
+    determined, falling = sizes > tolerance * largest, sizes < -tolerance * largest
     smallest = np.abs(sizes).min()
     condition = np.inf if smallest == 0 else largest / smallest
     directions = directions / scale[:, None]
-    roots = np.sqrt(sizes[seen])
-    factor = directions[:, seen] / roots
-    return Inverse(factor, roots, directions[:, ~seen], float(condition), int(falling.sum()))
+    roots = np.sqrt(sizes[determined])
+    factor = directions[:, determined] / roots
+    return Inverse(factor, roots, directions[:, ~determined], float(condition), int(falling.sum()))
 
 
-def is_open(inverse: Inverse, tolerance: float) -> Bool[np.ndarray, " n"]:
-    """Which rows the open directions move."""
-    moved = np.linalg.norm(inverse.open, axis=1)
-    total = np.hypot(moved, np.linalg.norm(inverse.factor * inverse.sizes, axis=1))
-    return moved > tolerance ** (1 / 3) * total
+def is_undetermined(inverse: Inverse, tolerance: float) -> Bool[np.ndarray, " n"]:
+    """Which rows change along the flat directions."""
+    change = np.linalg.norm(inverse.flat, axis=1)
+    total = np.hypot(change, np.linalg.norm(inverse.factor * inverse.sizes, axis=1))
+    return change > tolerance ** (1 / 3) * total
 
 
-def errors(inverse: Inverse, spread: float, tolerance: float) -> Float[np.ndarray, " n"]:
-    """Standard errors of what the rows stand for; infinite where it is not determined."""
+def errors(inverse: Inverse, scale: float, tolerance: float) -> Float[np.ndarray, " n"]:
+    """Standard errors of what the rows stand for; infinite where it is not determined.
+
+    `scale` is the standard error that belongs to a variance of one.
+    """
     lengths = np.linalg.norm(inverse.factor, axis=1)
-    errors = np.where(lengths > 0, spread, 1.0) * lengths  # zero also if the spread is infinite
-    errors[is_open(inverse, tolerance)] = np.inf
+    # Where nothing depends on the parameters, the error is zero also if the scale is infinite.
+    errors = np.where(lengths > 0, scale, 1.0) * lengths
+    errors[is_undetermined(inverse, tolerance)] = np.inf
     return errors
 
 

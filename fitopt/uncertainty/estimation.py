@@ -1,7 +1,8 @@
 """From a fitted state to its `Uncertainty`: by the Jacobian of residuals, or the Hessian of a loss."""
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,29 +11,39 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Float
 
-from ..engine.validation import nothing_free
+from ..engine.validation import depth_in_package, nothing_free
 from ..methods.robust import RobustLoss
-from ..state import Flat, flatten
-from . import covariance, notes
-from .curvature import hessian_program, push_program, root_program
-from .entries import Entries, precision_of
+from ..state import Flat, ParameterVector, flatten
+from . import covariance, messages
+from .curvature import (
+    first_differentiable,
+    hessian_modes,
+    hessian_program,
+    jacobian_modes,
+    push_program,
+    root_program,
+)
 from .likelihood import Information, Likelihood, on_bound
+from .propagation import Propagation
+from .refit import refit_program
 from .result import Uncertainty
 
 _MOST = 20_000  # numbers whose Hessian, of 3 GiB, is still computed
 
 
-class Tools(NamedTuple):
-    """What is made once for all states of the same layout and shapes: compiled programs above all."""
+class Programs(NamedTuple):
+    """What is compiled once for all states of the same layout and shapes."""
 
-    entries: Entries
-    inform: Callable[..., Any]
-    push: Callable[..., Any]  # of moves to entries
+    vector: ParameterVector
+    information: Callable[..., Any]
+    push: Callable[..., Any]  # of displacements to elements
     refit: Callable[[], Callable[..., Any]]
+    propagation: Propagation
+    notes: list[str]
 
 
 def of_residuals(
-    made: dict[Any, Any],
+    cache: dict[Any, Any],
     evaluate: Callable[[Any], tuple[Any, Any]],
     weighted: Callable[[Any], tuple[Any, Any]],
     robust: RobustLoss,
@@ -41,14 +52,14 @@ def of_residuals(
     state: Any,
     mode: str | None,
 ) -> Uncertainty:
-    """The `Uncertainty` of a least-squares fit; what is `made` once is kept.
+    """The `Uncertainty` of a least-squares fit; `cache` keeps what is compiled.
 
-    `evaluate` gives the residuals that are squared, `weighted` those before a robust loss bends them.
+    `evaluate` gives the residuals that are squared, `weighted` those before a robust loss is applied.
     """
     flat = flat_of(state)
 
-    def inform(free: list[Any]) -> Information:
-        root = jax.device_get(tools.inform(free, flat.fixed))
+    def information_at(free: list[Any]) -> Information:
+        root = jax.device_get(programs.information(free, flat.fixed))
         return Information(root.triangle.astype(float), True, *root[1:])
 
     def unit_of(information: Information, fitted: int) -> float:
@@ -57,23 +68,28 @@ def of_residuals(
         left = int(information.count or 0) - fitted
         return float(information.loss) / left if left > 0 else np.inf
 
-    with precision_of(flat.free):
-        program = functools.partial(root_program, weighted, robust, f_scale)
-        tools = _tools(made, flat, mode, program, evaluate, squares=True)
-        likelihood = _likelihood(flat, tools, inform, unit_of, absolute_sigma)
+    def make_programs(vector: ParameterVector) -> Programs:
+        make = functools.partial(root_program, weighted, robust, f_scale, vector, flat.layout)
+        state_residuals = lambda: weighted(flat.layout.plain(flat.free, flat.fixed))[0]
+        modes = jacobian_modes(mode, state_residuals, vector.n_displacements)
+        works, program = first_differentiable(modes, make, flat.free, flat.fixed)
+        return _programs(vector, flat, program, functools.partial(refit_program, evaluate, True), works)
+
+    programs = _kept(cache, flat, mode, make_programs)
+    likelihood = _likelihood(flat, programs, information_at, unit_of, absolute_sigma)
     count = int(likelihood.information.count or 0)
     fitted = likelihood.inverse.factor.shape[1]
     left = count - fitted
-    messages = []
+    sentences = [*programs.notes]
     if likelihood.unit == np.inf:
-        messages.append(
+        sentences.append(
             f"{count} residuals for {fitted} fitted numbers leave no scatter to take errors from; "
             "give sigma with absolute_sigma=True"
         )
     return _uncertainty(
         state,
         likelihood,
-        messages,
+        sentences,
         "the residuals stay",
         n_data=count,
         degrees_of_freedom=left,
@@ -84,33 +100,40 @@ def of_residuals(
 
 
 def of_loss(
-    made: dict[Any, Any],
+    cache: dict[Any, Any],
     evaluate: Callable[[Any], tuple[Any, Any]],
     errordef: float,
     state: Any,
-    mode: str,
+    mode: str | None,
 ) -> Uncertainty:
-    """The `Uncertainty` of a fit of a scalar loss; what is `made` once is kept."""
+    """The `Uncertainty` of a fit of a scalar loss; `cache` keeps what is compiled."""
     flat = flat_of(state)
 
-    def inform(free: list[Any]) -> Information:
-        hessian = jax.device_get(tools.inform(free, flat.fixed))
-        return Information(hessian.matrix.astype(float), False, *hessian[1:], count=None)
-
-    with precision_of(flat.free):
-        program = functools.partial(hessian_program, evaluate)
-        tools = _tools(made, flat, mode, program, evaluate, squares=False)
-        if tools.entries.n_moves > _MOST:
+    def make_programs(vector: ParameterVector) -> Programs:
+        if vector.n_displacements > _MOST:
             raise ValueError(
-                f"the Hessian of {tools.entries.n_moves} fitted numbers is too large; "
+                f"the Hessian of {vector.n_displacements} fitted numbers is too large; "
                 "ask for the errors of some with parameters=[...]"
             )
-        likelihood = _likelihood(flat, tools, inform, lambda *_: errordef, absolute=True)
+        make = functools.partial(hessian_program, evaluate, vector, flat.layout)
+        works, program = first_differentiable(hessian_modes(mode), make, flat.free, flat.fixed)
+        refit = functools.partial(refit_program, evaluate, False)
+        notes = [messages.DIFFERENCES] if works[0] == "differences" else []
+        return _programs(vector, flat, program, refit, works[1], notes)
+
+    def information_at(free: list[Any]) -> Information:
+        hessian = jax.device_get(programs.information(free, flat.fixed))
+        return Information(hessian.matrix.astype(float), False, *hessian[1:], count=None)
+
+    programs = _kept(cache, flat, mode, make_programs)
+    likelihood = _likelihood(flat, programs, information_at, lambda *_: errordef, absolute=True)
     falls = likelihood.inverse.falling > 0
+    if falls:
+        warnings.warn(messages.SADDLE, RuntimeWarning, stacklevel=depth_in_package())
     return _uncertainty(
         state,
         likelihood,
-        ["not a minimum: the Hessian has negative eigenvalues"] if falls else [],
+        [*programs.notes, *([messages.SADDLE] if falls else [])],
         "the loss stays or falls" if falls else "the loss stays",
         n_data=None,
         degrees_of_freedom=None,
@@ -130,108 +153,115 @@ def flat_of(state: Any) -> Flat:
     return flat
 
 
-def shapes_of(flat: Flat) -> Any:
-    """All that compiled programs depend on besides the state's layout."""
-    return tuple((value.shape, value.dtype) for value in flat.free)
-
-
-def _tools(
-    made: dict[Any, Any],
+def _kept(
+    cache: dict[Any, Any],
     flat: Flat,
     mode: str | None,
-    program: Callable[..., Any],
-    evaluate: Callable[[Any], tuple[Any, Any]],
-    squares: bool,
-) -> Tools:
-    key = flat.layout, mode, shapes_of(flat)
-    if key in made:
-        return made[key]
-    entries, layout = Entries(flat), flat.layout
+    make: Callable[[ParameterVector], Programs],
+) -> Programs:
+    vector = ParameterVector.of(flat.layout, flat.free)
+    if (vector, mode) not in cache:
+        with vector.precision():
+            cache[vector, mode] = make(vector)
+    return cache[vector, mode]
 
-    @functools.cache
-    def refit() -> Callable[..., Any]:
-        from .refit import refit_program
 
-        return refit_program(evaluate, squares, entries, layout, mode)
-
-    made[key] = Tools(entries, program(entries, layout, mode), push_program(entries), refit)
-    return made[key]
+def _programs(
+    vector: ParameterVector,
+    flat: Flat,
+    information: Callable[..., Any],
+    refit: Callable[..., Any],
+    mode: str,
+    notes: Sequence[str] = (),
+) -> Programs:
+    make_refit = functools.cache(functools.partial(refit, vector, flat.layout, mode))
+    push = push_program(vector)
+    return Programs(vector, information, push, make_refit, Propagation(vector), list(notes))
 
 
 def _likelihood(
     flat: Flat,
-    tools: Tools,
-    inform: Callable[[list[Any]], Information],
+    programs: Programs,
+    information_at: Callable[[list[Any]], Information],
     unit_of: Callable[[Information, int], float],
     absolute: bool,
 ) -> Likelihood:
     """What is known of the loss; `unit_of` gives its rise at one standard error."""
-    entries, information = tools.entries, inform(flat.free)
-    _check_finite(entries, information)
-    spread = lambda unit: float(unit if information.is_root else 2 * unit) ** 0.5
-    values = information.values.astype(float)
-    unit = unit_of(information, entries.n_moves)
-    held = on_bound(entries, values, *information.alone(entries, spread(unit) ** 2))
-    if held.any():
-        there = np.where(held, entries.nearest(values), values)
-        at_bound = inform(entries.write(flat.free, jnp.asarray(there)))
-        if at_bound.is_finite:  # a derivative may not exist on the bound itself
-            information = at_bound._replace(loss=information.loss)
-    inverse = information.inverse(entries.moves_of(~held), covariance.tolerance(entries.dtype))
-    steepness = inverse.factor.T @ (information.gradient / information.units)
-    if not entries.straight:
-        pushed = lambda moves: np.asarray(tools.push(flat.free, jnp.asarray(moves.T)), float).T
-        inverse = inverse._replace(factor=pushed(inverse.factor), open=pushed(inverse.open))
+    vector = programs.vector
+    error_scale = lambda unit: float(unit if information.is_root else 2 * unit) ** 0.5
+    with vector.precision():
+        information = information_at(flat.free)
+        _check_finite(vector, information)
+        values = information.values.astype(float)
+        unit = unit_of(information, vector.n_displacements)
+        at_bound = on_bound(vector, values, information.conditional(vector, error_scale(unit) ** 2))
+        if at_bound.any():
+            there = np.where(at_bound, vector.nearest_bound(values), values)
+            at_bounds = information_at(vector.with_elements(flat.free, jnp.asarray(there)))
+            if at_bounds.is_finite:  # a derivative may not exist on the bound itself
+                information = at_bounds._replace(loss=information.loss)
+        kept = vector.displacements_of(~at_bound)
+        inverse = information.inverse(kept, covariance.tolerance(vector.dtype))
+        steepness = inverse.factor.T @ (information.gradient / information.units)
+        if not vector.is_elementwise:
+            push = lambda rows: np.asarray(programs.push(flat.free, jnp.asarray(rows.T)), float).T
+            inverse = inverse._replace(factor=push(inverse.factor), flat=push(inverse.flat))
     unit = unit_of(information, inverse.factor.shape[1])
+    fall = float(steepness @ steepness) * (1.0 if information.is_root else 0.5)
     return Likelihood(
         flat=flat,
-        entries=entries,
+        vector=vector,
         information=information,
         inverse=inverse,
         values=values,
-        held=held,
-        step=-inverse.factor @ steepness,
+        on_bound=at_bound,
+        newton_step=-inverse.factor @ steepness,
+        edm=fall / unit if 0 < unit < np.inf else 0.0,
         unit=unit,
-        spread=spread(unit),
+        error_scale=error_scale(unit),
         absolute=absolute,
-        program=tools.refit,
+        refit_program=programs.refit,
+        propagation=programs.propagation,
     )
 
 
-def _check_finite(entries: Entries, information: Information) -> None:
+def _check_finite(vector: ParameterVector, information: Information) -> None:
     if information.is_finite:
         return
-    bad = ~np.isfinite(information.gradient[entries.move_of]) & (entries.move_of >= 0)
-    where = f" with respect to {notes.listed(entries.named(bad))}" if bad.any() else ""
+    at = vector.displacement_of
+    bad = (at >= 0) & ~np.isfinite(information.gradient[at])
+    where = f" with respect to {messages.listed(vector.labelled(bad))}" if bad.any() else ""
     raise ValueError(f"there is no uncertainty where derivatives{where} are not finite")
 
 
 def _uncertainty(
-    state: Any, likelihood: Likelihood, messages: list[str], what: str, **facts: Any
+    state: Any, likelihood: Likelihood, sentences: list[str], what: str, **facts: Any
 ) -> Uncertainty:
-    entries, open_, held = likelihood.entries, likelihood.open, likelihood.held
+    vector, values = likelihood.vector, likelihood.values
+    undetermined, at_bound = likelihood.undetermined, likelihood.on_bound
+    names = vector.labels
+    steps, tolerance = likelihood.newton_step, likelihood.tolerance
+    distance = messages.not_at_minimum(
+        names, values, steps, likelihood.errors, likelihood.edm, tolerance
+    )
+    for sentence in distance:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
     return Uncertainty(
-        **standard_errors(entries, likelihood.errors),
-        names=entries.names,
-        values=likelihood.values,
+        **standard_errors(vector, likelihood.errors),
+        names=names,
+        values=values,
         covariance=likelihood.covariance,
         correlation=covariance.correlation(likelihood.covariance),
-        undetermined=entries.named(open_),
-        at_bound=entries.named(held),
+        undetermined=vector.labelled(undetermined),
+        at_bound=vector.labelled(at_bound),
         notes={
-            **notes.undetermined(entries.names, likelihood.inverse, open_, what),
-            **notes.at_bound(entries.names, likelihood.values, entries.lower, entries.upper, held),
+            **messages.undetermined(names, likelihood.inverse, undetermined, what),
+            **messages.at_bound(names, values, vector.lower, vector.upper, at_bound),
         },
         messages=(
-            *messages,
-            *notes.about(entries.names, open_, held),
-            *notes.not_there(
-                entries.names,
-                likelihood.values,
-                likelihood.step,
-                likelihood.errors,
-                likelihood.tolerance,
-            ),
+            *sentences,
+            *messages.without_error(names, undetermined, at_bound),
+            *distance,
         ),
         condition_number=likelihood.inverse.condition,
         loss=likelihood.loss,
@@ -241,9 +271,9 @@ def _uncertainty(
     )
 
 
-def standard_errors(entries: Entries, errors: Float[np.ndarray, " entries"]) -> dict[str, Any]:
+def standard_errors(vector: ParameterVector, errors: Float[np.ndarray, " elements"]) -> dict[str, Any]:
     """Errors by the names of Parameters, and as a tree."""
-    arrays = entries.arrays(errors)
-    pairs = zip(entries.parameters, arrays, strict=True)
+    arrays = vector.arrays(errors)
+    pairs = zip(vector.names, arrays, strict=True)
     by_name = {name: array if array.ndim else array.item() for name, array in pairs}
-    return {"standard_errors": by_name, "errors": entries.tree(arrays)}
+    return {"standard_errors": by_name, "errors": vector.layout.free_tree(arrays)}

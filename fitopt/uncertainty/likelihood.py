@@ -3,33 +3,39 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from ..state import Flat
+from ..state import Flat, ParameterVector
 from . import covariance
 from .covariance import Inverse
-from .entries import Entries
-
-if TYPE_CHECKING:
-    from .refit import Found
+from .propagation import Propagation
+from .refit import Refit
 
 _CLOSE = 1e-3  # of an error: whatever is that close to a bound is on it
 _NEAR = 0.05  # of an error: on it as well, if the loss still falls towards the bound and beyond
-_MARGIN = 0.3  # of an error: how far from their bounds entries are when fits start again
+_INWARD = 0.1  # of an error: not on it, if the loss falls that far away from it
+_MARGIN = 0.3  # of an error: how far from their bounds elements are when fits start again
+
+
+class Conditional(NamedTuple):
+    """What each element would be if all others stayed as they are; NaN where nothing is known."""
+
+    errors: Float[np.ndarray, " elements"]
+    newton_steps: Float[np.ndarray, " elements"]  # to where the loss is least
 
 
 class Information(NamedTuple):
-    """The curvature of the loss along the moves, up to a constant factor."""
+    """The curvature of the loss along the displacements, up to a constant factor."""
 
-    matrix: Float[np.ndarray, "k moves"]  # a root of it, or the matrix itself
+    matrix: Float[np.ndarray, "k displacements"]  # a root of it, or the matrix itself
     is_root: bool
-    units: Float[np.ndarray, " moves"]
-    gradient: Float[np.ndarray, " moves"]  # of the loss whose curvature it is
+    units: Float[np.ndarray, " displacements"]
+    gradient: Float[np.ndarray, " displacements"]  # of the loss whose curvature it is
     loss: float
-    values: Float[np.ndarray, " entries"]
+    values: Float[np.ndarray, " elements"]
     count: int | None  # of the residuals
 
     @property
@@ -37,8 +43,8 @@ class Information(NamedTuple):
         """Whether there are derivatives everywhere."""
         return bool(np.isfinite(self.matrix).all() and np.isfinite(self.loss))
 
-    def inverse(self, kept: Bool[np.ndarray, " moves"], tolerance: float) -> Inverse:
-        """Its inverse, if only some of the moves can be made; their units are taken out."""
+    def inverse(self, kept: Bool[np.ndarray, " displacements"], tolerance: float) -> Inverse:
+        """Its inverse, if there are only some of the displacements; their units are taken out."""
         if not kept.any():
             nothing = np.zeros((kept.size, 0))
             return Inverse(nothing, np.zeros(0), nothing, 1.0)
@@ -52,38 +58,44 @@ class Information(NamedTuple):
             full[kept] = rows
             return full * self.units[:, None]
 
-        return inverse._replace(factor=expanded(inverse.factor), open=expanded(inverse.open))
+        return inverse._replace(factor=expanded(inverse.factor), flat=expanded(inverse.flat))
 
-    def alone(
-        self, entries: Entries, variance: float
-    ) -> tuple[Float[np.ndarray, " entries"], Float[np.ndarray, " entries"]]:
-        """The error of each entry and its way to the least loss, if all others stay."""
+    def conditional(self, vector: ParameterVector, variance: float) -> Conditional:
+        """Errors and Newton steps of single elements."""
         diagonal = np.sum(self.matrix**2, axis=0) if self.is_root else np.diagonal(self.matrix)
-        move = entries.move_of
-        told = np.where((move >= 0) & (diagonal[move] > 0), diagonal[move], np.nan)
-        way = -self.units[move] * self.gradient[move] / told
-        return self.units[move] * np.sqrt(variance / told), way
+        return conditional(vector, variance, diagonal, self.units, self.gradient)
+
+
+def conditional(
+    vector: ParameterVector,
+    variance: float,
+    curvature: Float[np.ndarray, " displacements"],
+    units: Float[np.ndarray, " displacements"],
+    gradient: Float[np.ndarray, " displacements"],
+) -> Conditional:
+    """Errors and Newton steps of single elements, from the diagonal of the curvature."""
+    at = vector.displacement_of
+    with np.errstate(invalid="ignore"):
+        curvature = np.where((at >= 0) & (curvature[at] > 0), curvature[at], np.nan)
+    return Conditional(units[at] * np.sqrt(variance / curvature), -units[at] * gradient[at] / curvature)
 
 
 def on_bound(
-    entries: Entries,
-    values: Float[np.ndarray, " entries"],
-    alone: Float[np.ndarray, " entries"],
-    way: Float[np.ndarray, " entries"],
-) -> Bool[np.ndarray, " entries"]:
-    """Which entries are as good as on a bound.
+    vector: ParameterVector, values: Float[np.ndarray, " elements"], conditional: Conditional
+) -> Bool[np.ndarray, " elements"]:
+    """Which elements are as good as on a bound.
 
-    `alone` and `way` are from `Information.alone`. With the error to compare with, it does not matter in
-    which units a value is small.
+    The error that they are compared with makes it indifferent in which units a value is small.
     """
-    blind = ~np.isfinite(alone) | ~np.isfinite(way)
-    alone = np.where(blind, 1e-3 * entries.span, alone)
-    way = np.where(blind, 0.0, way)
-    below, above = values - entries.lower, entries.upper - values
-    close = np.minimum(below, above) <= _CLOSE * alone
-    beyond_lower = (below <= _NEAR * alone) & (below <= -way)
-    beyond_upper = (above <= _NEAR * alone) & (above <= way)
-    return (entries.move_of >= 0) & (close | beyond_lower | beyond_upper)
+    unknown = ~np.isfinite(conditional.errors) | ~np.isfinite(conditional.newton_steps)
+    errors = np.where(unknown, 1e-3 * vector.span, conditional.errors)
+    steps = np.where(unknown, 0.0, conditional.newton_steps)
+    below, above = values - vector.lower, vector.upper - values
+    inward = np.where(below < above, steps, -steps)
+    close = (np.minimum(below, above) <= _CLOSE * errors) & (inward <= _INWARD * errors)
+    beyond_lower = (below <= _NEAR * errors) & (below <= -steps)
+    beyond_upper = (above <= _NEAR * errors) & (above <= steps)
+    return (vector.displacement_of >= 0) & (close | beyond_lower | beyond_upper)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,16 +103,18 @@ class Likelihood:
     """A fitted state, the loss around it, and how to fit again."""
 
     flat: Flat
-    entries: Entries
+    vector: ParameterVector
     information: Information
-    inverse: Inverse  # of the information on the entries; their rows are zero where they are held
-    values: Float[np.ndarray, " entries"]
-    held: Bool[np.ndarray, " entries"]  # which entries lie on a bound
-    step: Float[np.ndarray, " entries"]  # how far from here the loss would be least
+    inverse: Inverse  # of the information on the elements; zero rows for those on a bound
+    values: Float[np.ndarray, " elements"]
+    on_bound: Bool[np.ndarray, " elements"]  # which elements lie on a bound
+    newton_step: Float[np.ndarray, " elements"]  # from here to where the loss is least
+    edm: float  # the estimated distance to the minimum: how much less the loss is there, in units
     unit: float  # the rise of the loss that is one standard error
-    spread: float  # errors are as many times larger than the root of the inverse's diagonal
+    error_scale: float  # the standard error where the diagonal of the inverse is one
     absolute: bool  # whether the unit is known, and not taken from the scatter of the residuals
-    program: Callable[[], Callable[..., "Found"]]  # made when needed
+    refit_program: Callable[[], Callable[..., Refit]]  # compiled when it is needed
+    propagation: Propagation
 
     @property
     def loss(self) -> float:
@@ -108,8 +122,8 @@ class Likelihood:
         return float(self.information.loss)
 
     def quantile(self, level: float, count: int) -> float:
-        """The rise, in units, at the border of the confidence region of some entries."""
-        from scipy.special import chdtri, fdtri  # comes with jax; slow to import
+        """The rise, in units, at the border of the confidence region of some elements."""
+        from scipy.special import chdtri, fdtri  # takes long to import
 
         if self.absolute:
             return float(chdtri(count, 1 - level))
@@ -119,48 +133,42 @@ class Likelihood:
     @property
     def tolerance(self) -> float:
         """Below which curvature is but rounding."""
-        return covariance.tolerance(self.entries.dtype)
+        return covariance.tolerance(self.vector.dtype)
 
     @functools.cached_property
-    def open(self) -> Bool[np.ndarray, " entries"]:
-        """Which entries are not determined."""
-        return covariance.is_open(self.inverse, self.tolerance)
+    def undetermined(self) -> Bool[np.ndarray, " elements"]:
+        """Which elements are not determined."""
+        return covariance.is_undetermined(self.inverse, self.tolerance)
 
     @functools.cached_property
-    def errors(self) -> Float[np.ndarray, " entries"]:
-        """Standard errors; NaN for entries that are held, infinite for those not determined."""
-        errors = covariance.errors(self.inverse, self.spread, self.tolerance)
-        return np.where(self.held, np.nan, errors)
+    def errors(self) -> Float[np.ndarray, " elements"]:
+        """Standard errors; NaN for elements on a bound, infinite for those not determined."""
+        errors = covariance.errors(self.inverse, self.error_scale, self.tolerance)
+        return np.where(self.on_bound, np.nan, errors)
 
     @functools.cached_property
-    def covariance(self) -> Float[np.ndarray, "entries entries"]:
+    def covariance(self) -> Float[np.ndarray, "elements elements"]:
         """The covariance; NaN where there is no finite error, but for the diagonal."""
         known = np.isfinite(self.errors)
         factor = self.inverse.factor
-        spread = self.spread if known.any() else 1.0  # it is infinite, perhaps
-        matrix = np.where(known & known[:, None], spread**2 * (factor @ factor.T), np.nan)
+        scale = self.error_scale if known.any() else 1.0  # it may be infinite
+        matrix = np.where(known & known[:, None], scale**2 * (factor @ factor.T), np.nan)
         np.fill_diagonal(matrix, self.errors**2)
         return matrix
 
     @functools.cached_property
-    def alone(self) -> Float[np.ndarray, " entries"]:
-        """The standard error of each entry, if all others stayed."""
-        return self.information.alone(self.entries, self.spread**2)[0]
+    def conditional_errors(self) -> Float[np.ndarray, " elements"]:
+        """The standard error of each element, if all others stayed."""
+        return self.information.conditional(self.vector, self.error_scale**2).errors
 
     def size(self, row: int) -> float:
-        """The error of an entry, or what it may be, where there is none."""
-        candidates = self.errors[row], self.alone[row], self.entries.span[row]
+        """The error of an element, or what it may be, where there is none."""
+        candidates = self.errors[row], self.conditional_errors[row], self.vector.span[row]
         return next(float(x) for x in candidates if np.isfinite(x) and x > 0)
 
     @functools.cached_property
-    def margin(self) -> Float[np.ndarray, " entries"]:
-        """How far from their bounds entries are when fits start again."""
-        inside = _MARGIN * np.where(np.isfinite(self.alone), self.alone, self.entries.span)
-        return np.minimum(inside, (self.entries.upper - self.entries.lower) / 4)
-
-    @functools.cached_property
-    def best(self) -> "Found":
-        """The minimum next to the state, which should be there already."""
-        from .refit import Walk  # which knows likelihoods
-
-        return Walk(self, [])(np.zeros(0))
+    def margin(self) -> Float[np.ndarray, " elements"]:
+        """How far from their bounds elements are when fits start again."""
+        errors, vector = self.conditional_errors, self.vector
+        inside = _MARGIN * np.where(np.isfinite(errors), errors, vector.span)
+        return np.minimum(inside, (vector.upper - vector.lower) / 4)

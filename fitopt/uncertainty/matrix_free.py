@@ -1,5 +1,7 @@
 """Errors of some of thousands of parameters: by conjugate gradients, without a Hessian."""
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -9,82 +11,92 @@ import numpy as np
 from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Bool, Float, Int
 
-from ..state import Layout
-from . import covariance, notes
-from .curvature import linearized
-from .entries import Entries, precision_of
-from .estimation import flat_of, shapes_of, standard_errors
-from .likelihood import on_bound
+from ..engine.validation import depth_in_package
+from ..state import Layout, ParameterVector
+from . import covariance, messages
+from .curvature import Modes, first_differentiable, hessian_modes, linearized
+from .estimation import flat_of, standard_errors
+from .likelihood import conditional, on_bound
 from .result import Uncertainty
 
 _ROUNDS, _PROBES = 6, 8  # of random vectors, for the diagonal
 _AT_ONCE = 16
-_CLOSE = 0.05  # of the span: entries that are closer to a bound may be on it
-_WRONG = 0.03  # relative: equations that are solved no better have no solution
-_ROUGH = 10  # of the tolerance: those that are solved no better are told
+_CLOSE = 0.05  # of the span: elements that are closer to a bound may be on it
+_UNSOLVED = 0.03  # relative: equations that are solved no better have no solution
+_ROUGH = 10  # of the tolerance: those that are solved no better are named
 _MOST_PRODUCTS = 20_000  # enough for any condition number that single precision can bear
 
 
 def of_some(
-    made: dict[Any, Any],
+    cache: dict[Any, Any],
     evaluate: Callable[[Any], tuple[Any, Any]],
     errordef: float,
     state: Any,
-    mode: str,
+    mode: str | None,
     parameters: Sequence[str],
 ) -> Uncertainty:
-    """The `Uncertainty` of some entries of a fit of a scalar loss; what is `made` once is kept."""
+    """The `Uncertainty` of some elements of a fit of a scalar loss; `cache` keeps what is compiled."""
     flat = flat_of(state)
     if isinstance(parameters, str) or not parameters:
         raise TypeError(f"parameters must be a list of names, got {parameters!r}")
-    with precision_of(flat.free):
-        key = "some", flat.layout, mode, shapes_of(flat)
-        if key not in made:
-            entries = Entries(flat)
-            programs = (make(evaluate, entries, flat.layout, mode) for make in (_near, _rows))
-            made[key] = entries, *programs
-        entries, near, solve = made[key]
-        names = tuple(dict.fromkeys(entries.select(parameters)))
-        rows = np.array([entries.names.index(name) for name in names])
-        values = np.asarray(entries.read(flat.free), float)
-        held = _held(entries, values, errordef, lambda moves: near(flat.free, flat.fixed, moves))
-        solved = jax.device_get(solve(flat.free, flat.fixed, rows, ~entries.moves_of(~held)))
-    matrix = 2 * errordef * (solved.inverse + solved.inverse.T).astype(float) / 2
+    vector = ParameterVector.of(flat.layout, flat.free)
+    names = tuple(dict.fromkeys(vector.select(parameters)))
+    rows = np.array([vector.labels.index(name) for name in names])
+    key = "some", vector, mode
+    with vector.precision():
+        if key not in cache:
+            # Conjugate gradients need exact products: differences of gradients will not do.
+            make = functools.partial(_curvature, evaluate, vector, flat.layout)
+            modes, first = hessian_modes(mode, differences=False), np.zeros(1, int)
+            works, curvature = first_differentiable(modes, make, flat.free, flat.fixed, first)
+            cache[key] = curvature, _solution(evaluate, vector, flat.layout, works)
+        curvature, solve = cache[key]
+        everything = np.asarray(vector.elements(flat.free), float)
+        curvature_of = lambda displacements: curvature(flat.free, flat.fixed, displacements)
+        all_at_bound = _on_bound(vector, everything, errordef, curvature_of)
+        stays = ~vector.displacements_of(~all_at_bound)
+        solution = jax.device_get(solve(flat.free, flat.fixed, rows, stays))
+    values, at_bound = everything[rows], all_at_bound[rows]
+    matrix = 2 * errordef * (solution.inverse + solution.inverse.T).astype(float) / 2
     variances = np.diagonal(matrix)
-    open_ = ~held[rows] & ~((solved.wrong < _WRONG) & (variances > 0))
-    errors = np.sqrt(np.where(open_ | held[rows], np.nan, variances))
+    undetermined = ~at_bound & ~((solution.residual < _UNSOLVED) & (variances > 0))
+    errors = np.sqrt(np.where(undetermined | at_bound, np.nan, variances))
     known = np.isfinite(errors)
-    errors[open_] = np.inf
+    errors[undetermined] = np.inf
     matrix = np.where(known & known[:, None], matrix, np.nan)
     np.fill_diagonal(matrix, errors**2)
-    everything = np.full(len(entries.names), np.nan)
+    everything = np.full(len(vector.labels), np.nan)
     everything[rows] = errors
-    facts = standard_errors(entries, everything)
-    asked = [name for name in entries.parameters if set(entries.select([name])) & set(names)]
-    facts["standard_errors"] = {name: facts["standard_errors"][name] for name in asked}
-    tolerance = covariance.tolerance(entries.dtype)
-    rough = known & (solved.wrong > _ROUGH * _tolerance(entries.dtype))
+    facts = standard_errors(vector, everything)
+    owners = dict.fromkeys(vector.owner(row) for row in sorted(rows))
+    facts["standard_errors"] = {name: facts["standard_errors"][name] for name in owners}
+    tolerance = covariance.tolerance(vector.dtype)
+    rough = known & (solution.residual > _ROUGH * _tolerance(vector.dtype))
     sentence = "not determined: conjugate gradients found no curvature that would hold it"
-    bounds = entries.lower[rows], entries.upper[rows]
+    bounds = vector.lower[rows], vector.upper[rows]
+    steps, edm = solution.newton_step, float(solution.fall) / errordef
+    distance = messages.not_at_minimum(names, values, steps, errors, edm, tolerance)
+    for sentence in distance:
+        warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
     return Uncertainty(
         **facts,
         names=names,
-        values=values[rows],
+        values=values,
         covariance=matrix,
         correlation=covariance.correlation(matrix),
-        undetermined=tuple(names[i] for i in np.flatnonzero(open_)),
-        at_bound=tuple(names[i] for i in np.flatnonzero(held[rows])),
+        undetermined=tuple(names[i] for i in np.flatnonzero(undetermined)),
+        at_bound=tuple(names[i] for i in np.flatnonzero(at_bound)),
         notes={
-            **{names[i]: sentence for i in np.flatnonzero(open_)},
-            **notes.at_bound(names, values[rows], *bounds, held[rows]),
+            **{names[i]: sentence for i in np.flatnonzero(undetermined)},
+            **messages.at_bound(names, values, *bounds, at_bound),
         },
         messages=(
-            *notes.about(names, open_, held[rows]),
-            *notes.rough(names, rough, open_, entries.dtype == np.float32),
-            *notes.not_there(names, values[rows], solved.step, errors, tolerance),
+            *messages.without_error(names, undetermined, at_bound),
+            *messages.rough(names, rough, undetermined, vector.dtype == np.float32),
+            *distance,
         ),
         condition_number=np.nan,
-        loss=float(solved.loss),
+        loss=float(solution.loss),
         n_data=None,
         degrees_of_freedom=None,
         variance=None,
@@ -95,87 +107,89 @@ def of_some(
     )
 
 
-def _held(
-    entries: Entries,
-    values: Float[np.ndarray, " entries"],
+def _on_bound(
+    vector: ParameterVector,
+    values: Float[np.ndarray, " elements"],
     errordef: float,
-    near: Callable[[Int[np.ndarray, " near"]], Any],
-) -> Bool[np.ndarray, " entries"]:
-    """Which entries lie on a bound; the curvature is computed only for those that may."""
-    distance = np.minimum(values - entries.lower, entries.upper - values)
-    rows = np.flatnonzero((distance <= _CLOSE * entries.span) & (entries.move_of >= 0))
-    held = np.zeros(values.size, bool)
-    if rows.size:
-        told, units, gradient = (np.asarray(x, float) for x in near(entries.move_of[rows]))
-        with np.errstate(divide="ignore", invalid="ignore"):
-            told = np.where(told > 0, told, np.nan)
-        alone, way = np.full((2, values.size), np.nan)
-        alone[rows], way[rows] = units * np.sqrt(2 * errordef / told), -units * gradient / told
-        held[rows] = on_bound(entries, values, alone, way)[rows]
-    return held
+    curvature_of: Callable[[Int[np.ndarray, " near"]], Any],
+) -> Bool[np.ndarray, " elements"]:
+    """Which elements lie on a bound; the curvature is computed only for those that may."""
+    distance = np.minimum(values - vector.lower, vector.upper - values)
+    near = (distance <= _CLOSE * vector.span) & (vector.displacement_of >= 0)
+    if not near.any():
+        return near
+    at = vector.displacement_of[near]
+    full = np.full((3, vector.n_displacements), np.nan)
+    full[:, at] = [np.asarray(x, float) for x in curvature_of(at)]
+    return near & on_bound(vector, values, conditional(vector, 2 * errordef, *full))
 
 
-class Solved(NamedTuple):
-    """Rows of the inverse Hessian, brought to entries."""
+class Solution(NamedTuple):
+    """Rows of the inverse Hessian, brought to elements."""
 
     inverse: Float[Array, "rows rows"]
-    wrong: Float[
-        Array, " rows"
-    ]  # by how much the equations are not solved, relative to their right sides
-    step: Float[Array, " rows"]  # how far from here the loss would be least
+    residual: Float[Array, " rows"]  # of the equations, relative to their right sides
+    newton_step: Float[Array, " rows"]
+    fall: Float[Array, ""]  # of the loss, from here to its minimum
     loss: Float[Array, ""]
 
 
-def _near(loss: Callable, entries: Entries, layout: Layout, mode: str) -> Callable[..., Any]:
-    """Compile what gives curvature, units and gradient along some moves."""
+def _curvature(
+    loss: Callable, vector: ParameterVector, layout: Layout, modes: Modes
+) -> Callable[..., Any]:
+    """Compile what gives curvature, units and gradient along some displacements."""
 
     @jax.jit
-    def program(free: Sequence[Array], fixed: Sequence[Any], moves: Int[Array, " near"]) -> Any:
-        units, _, gradient, product = linearized(loss, entries, layout, mode, free, fixed)
+    def program(free: Sequence[Array], fixed: Sequence[Any], which: Int[Array, " near"]) -> Any:
+        units, _, gradient, product = linearized(loss, vector, layout, modes, free, fixed)
         own = lambda i: product(jax.nn.one_hot(i, gradient.size, dtype=gradient.dtype))[i]
-        return jax.lax.map(own, moves, batch_size=_AT_ONCE), units[moves], gradient[moves]
+        return jax.lax.map(own, which, batch_size=_AT_ONCE), units[which], gradient[which]
 
     return program
 
 
-def _rows(loss: Callable, entries: Entries, layout: Layout, mode: str) -> Callable[..., Any]:
-    """Compile what solves for the rows of the inverse Hessian that belong to some entries."""
+def _solution(
+    loss: Callable, vector: ParameterVector, layout: Layout, modes: Modes
+) -> Callable[..., Any]:
+    """Compile what solves for the rows of the inverse Hessian that belong to some elements."""
 
     @jax.jit
     def program(
         free: Sequence[Array],
         fixed: Sequence[Any],
         rows: Int[Array, " rows"],
-        held: Bool[Array, " moves"],
-    ) -> Solved:
-        units, value, gradient, product = linearized(loss, entries, layout, mode, free, fixed)
-        stays = lambda v: jnp.where(held, 0, v)
-        system = lambda v: jnp.where(held, v, product(stays(v)))
+        stays: Bool[Array, " displacements"],
+    ) -> Solution:
+        units, value, gradient, product = linearized(loss, vector, layout, modes, free, fixed)
+        kept = lambda v: jnp.where(stays, 0, v)
+        system = lambda v: jnp.where(stays, v, product(kept(v)))
         scale = jnp.sqrt(_diagonal(system, gradient))
         scaled = lambda v: system(v / scale) / scale
 
-        changes = lambda moves: entries.read(entries.moved(free, units, moves))
+        changes = lambda displacements: vector.elements(vector.displaced(free, units, displacements))
         push = jax.linearize(changes, jnp.zeros_like(gradient))[1]
         pull = jax.linear_transpose(push, gradient)
 
         tolerance = _tolerance(gradient.dtype)
 
         def solve(right: Array) -> tuple[Array, Array]:
-            right = stays(right) / scale
+            right = kept(right) / scale
             size = jnp.linalg.norm(right)
             right = right / jnp.where(size > 0, size, 1)
             # lineax.CG takes curvatures below 100 ε n for none, which in single precision may be all.
-            found, _ = cg(scaled, right, tol=tolerance, maxiter=_MOST_PRODUCTS)
-            wrong = jnp.linalg.norm(scaled(found) - right)
-            return size * found / scale, jnp.where(jnp.isfinite(wrong), wrong, jnp.inf)
+            x, _ = cg(scaled, right, tol=tolerance, maxiter=_MOST_PRODUCTS)
+            residual = jnp.linalg.norm(scaled(x) - right)
+            return size * x / scale, jnp.where(jnp.isfinite(residual), residual, jnp.inf)
 
         def row(i: Array) -> tuple[Array, Array]:
-            found, wrong = solve(pull(jax.nn.one_hot(i, len(entries.names), dtype=gradient.dtype))[0])
-            return push(found)[rows], wrong
+            right = pull(jax.nn.one_hot(i, len(vector.labels), dtype=gradient.dtype))[0]
+            x, residual = solve(right)
+            return push(x)[rows], residual
 
-        inverse, wrong = jax.lax.map(row, rows, batch_size=_AT_ONCE)
-        step, _ = solve(-gradient)
-        return Solved(inverse, wrong, push(step)[rows], value)
+        inverse, residual = jax.lax.map(row, rows, batch_size=_AT_ONCE)
+        newton_step, _ = solve(-gradient)
+        fall = -gradient @ newton_step / 2
+        return Solution(inverse, residual, push(newton_step)[rows], fall, value)
 
     return program
 

@@ -1,24 +1,26 @@
-"""Profile likelihood: how the least loss rises while one entry, or two, are held away from the best."""
+"""Profile likelihood: how the least loss rises while one element is held away from the best."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
+from .conditional_fits import ConditionalFits
 from .likelihood import Likelihood
-from .refit import Walk
+from .refit import Refit
 
 _FAR = 1e6  # of the first step: there the search for the end of an interval gives up
 _BEYOND = 1.25  # of the interval: how far the curve goes
+NO_SCATTER = "there is no scatter of the residuals to tell how far the loss may rise"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interval:
     """A confidence interval. It unpacks: `low, high = interval`.
 
-    - `name`: of the entry
+    - `name`: of the element
     - `level`: of confidence, between 0 and 1
     - `value`: the fitted value
     - `low`, `high`: the ends; infinite where the loss never rises far enough
@@ -57,12 +59,12 @@ class Interval:
 class Profile(Interval):
     """An `Interval` and the curve that it was read from.
 
-    - `values`: where the entry was held, growing; shape `(points,)`
+    - `values`: where the element was held, growing; shape `(points,)`
     - `losses`: the least loss there
     - `best_loss`: the least of all
     - `threshold`: by how much the loss has risen at the ends of the interval
-    - `others`: for the names of the other entries what was fitted there, shape `(points,)`
-    - `standard_error`: of the entry, as the `Uncertainty` has it; infinite or NaN where there is none
+    - `others`: for the names of the other elements what was fitted there, shape `(points,)`
+    - `standard_error`: of the element, as the `Uncertainty` has it; infinite or NaN where there is none
     - `unit`: by how much the loss rises at one standard error
     """
 
@@ -75,85 +77,66 @@ class Profile(Interval):
     unit: float
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Contour:
-    """The border of a joint confidence region of two entries.
-
-    - `names`: of the two
-    - `level`: of confidence that both lie inside
-    - `points`: of the border, in order; shape `(points, 2)`; the last is the first once more
-    - `at_bound`: which of the points lie on a bound, where the region ends before the loss has risen far
-        enough; shape `(points,)`
-    - `threshold`: by how much the loss has risen at the others
-    - `messages`: sentences on what went wrong, a tuple
-    - `values`: the fitted values of the two, shape `(2,)`
-    """
-
-    names: tuple[str, str]
-    level: float
-    points: Float[np.ndarray, "points 2"]
-    at_bound: Bool[np.ndarray, " points"]
-    threshold: float
-    messages: tuple[str, ...]
-    values: Float[np.ndarray, "2"]
-
-
-def interval(likelihood: Likelihood, row: int, level: float) -> Interval:
-    """The confidence interval of an entry."""
+def interval(likelihood: Likelihood, minimum: Refit, row: int, level: float) -> Interval:
+    """The confidence interval of an element; `minimum` is the least loss with none held."""
     if 0 < likelihood.unit < np.inf:
-        return _interval(likelihood, row, level, Walk(likelihood, [row]))
-    value, name = float(likelihood.values[row]), likelihood.entries.names[row]
+        return _interval(likelihood, minimum, row, level, ConditionalFits(likelihood, [row], minimum))
+    value, name = float(likelihood.values[row]), likelihood.vector.labels[row]
     if likelihood.unit == 0:
         return Interval(name, level, value, value, value, (False, False), ("the residuals are zero",))
-    message = "there is no scatter of the residuals to tell how far the loss may rise"
-    return Interval(name, level, value, -np.inf, np.inf, (False, False), (message,))
+    return Interval(name, level, value, -np.inf, np.inf, (False, False), (NO_SCATTER,))
 
 
-def _interval(likelihood: Likelihood, row: int, level: float, walk: Walk) -> Interval:
-    entries = likelihood.entries
-    quantile, value = likelihood.quantile(level, 1) ** 0.5, float(likelihood.best.values[row])
+def _interval(
+    likelihood: Likelihood, minimum: Refit, row: int, level: float, fits: ConditionalFits
+) -> Interval:
+    vector = likelihood.vector
+    quantile, value = likelihood.quantile(level, 1) ** 0.5, float(minimum.values[row])
     first = quantile * likelihood.size(row)
     ends, at_bound = [], []
-    for sign, bound in ((-1, entries.lower[row]), (1, entries.upper[row])):
-        height = lambda distance, sign=sign: walk.height(np.array([value + sign * distance]))
+    for sign, bound in ((-1, vector.lower[row]), (1, vector.upper[row])):
+        height = lambda distance, sign=sign: fits.height(np.array([value + sign * distance]))
         limit = abs(bound - value)
-        distance, stopped = _crossing(height, first, quantile, limit, _precision(likelihood))
-        ends.append(float(bound) if stopped else value + sign * distance)
-        at_bound.append(stopped)
+        distance, is_bound = crossing(height, first, quantile, limit, precision(likelihood))
+        ends.append(float(bound) if is_bound else value + sign * distance)
+        at_bound.append(is_bound)
+    if not ends[0] <= likelihood.values[row] <= ends[1]:
+        where = f"the interval of {vector.labels[row]}, {ends[0]:.6g} to {ends[1]:.6g},"
+        raise ValueError(not_inside(where, likelihood.values[row], likelihood, minimum))
     return Interval(
-        name=entries.names[row],
+        name=vector.labels[row],
         level=level,
         value=float(likelihood.values[row]),
         low=ends[0],
         high=ends[1],
         at_bound=(at_bound[0], at_bound[1]),
-        messages=walk.messages(f"the profile of {entries.names[row]}", stacklevel=5),
+        messages=fits.messages(f"the profile of {vector.labels[row]}"),
     )
 
 
-def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Profile:
-    """The curve of the least loss over an entry, a little beyond its confidence interval."""
-    _check_unit(likelihood)
-    walk, entries = Walk(likelihood, [row]), likelihood.entries
-    found = _interval(likelihood, row, level, walk)
-    value = float(likelihood.best.values[row])
+def profile(likelihood: Likelihood, minimum: Refit, row: int, level: float, points: int) -> Profile:
+    """The curve of the least loss over an element, a little beyond its confidence interval."""
+    check_unit(likelihood)
+    vector, fits = likelihood.vector, ConditionalFits(likelihood, [row], minimum)
+    found = _interval(likelihood, minimum, row, level, fits)
+    value = float(minimum.values[row])
     far = 3 * likelihood.size(row)
     sides = []
-    for end, bound in ((found.low, entries.lower[row]), (found.high, entries.upper[row])):
+    for end, bound in ((found.low, vector.lower[row]), (found.high, vector.upper[row])):
         reach = abs(end - value) * _BEYOND if np.isfinite(end) else far
         end = value + np.sign(end - value) * min(reach, abs(bound - value))
         held_at = np.linspace(value, end, points // 2 + 1)[1:]
-        sides.append([(x, walk(np.array([x]))) for x in held_at if x != value])
-    curve = [*reversed(sides[0]), (value, likelihood.best), *sides[1]]
+        sides.append([(x, fits(np.array([x]))) for x in held_at if x != value])
+    curve = [*reversed(sides[0]), (value, minimum), *sides[1]]
     return Profile(
         **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
         values=np.array([x for x, _ in curve]),
         losses=np.array([float(point.loss) for _, point in curve]),
-        best_loss=float(likelihood.best.loss),
+        best_loss=float(minimum.loss),
         threshold=likelihood.unit * likelihood.quantile(level, 1),
         others={
             name: np.array([point.values[i] for _, point in curve])
-            for i, name in enumerate(entries.names)
+            for i, name in enumerate(vector.labels)
             if i != row
         },
         standard_error=float(likelihood.errors[row]),
@@ -161,61 +144,30 @@ def profile(likelihood: Likelihood, row: int, level: float, points: int) -> Prof
     )
 
 
-def contour(likelihood: Likelihood, rows: tuple[int, int], level: float, points: int) -> Contour:
-    """The border of the joint confidence region of two entries, along rays from the best."""
-    _check_unit(likelihood)
-    walk, entries, pair = Walk(likelihood, rows), likelihood.entries, list(rows)
-    centre, quantile = likelihood.best.values[pair], likelihood.quantile(level, 2) ** 0.5
-    axes = likelihood.covariance[np.ix_(pair, pair)]
-    if np.isfinite(axes).all():
-        axes = np.linalg.cholesky(axes)
-    else:
-        axes = np.diag([likelihood.size(row) for row in rows])
-    border, at_bound = [], []
-    for angle in np.linspace(0, 2 * np.pi, points, endpoint=False):
-        ray = axes @ [np.cos(angle), np.sin(angle)]
-        bounds = np.where(ray > 0, entries.upper[pair], entries.lower[pair])
-        limits = np.abs(bounds - centre) / np.maximum(np.abs(ray), np.finfo(float).tiny)
-        nearest = int(np.argmin(limits))
-        height = lambda distance, ray=ray: walk.height(centre + distance * ray)
-        distance, stopped = _crossing(
-            height, quantile, quantile, limits[nearest], _precision(likelihood)
-        )
-        point = centre + distance * ray if np.isfinite(distance) else np.full(2, np.nan)
-        if stopped:
-            point[nearest] = bounds[nearest]
-        border.append(point)
-        at_bound.append(stopped)
-    names = entries.names[rows[0]], entries.names[rows[1]]
-    messages = walk.messages(f"the contour of {names[0]} and {names[1]}", stacklevel=4)
-    if np.isnan(border).any():
-        messages += ("the region has no end in some directions; points there are NaN",)
-    return Contour(
-        names=names,
-        level=level,
-        points=np.array([*border, border[0]]),
-        at_bound=np.array([*at_bound, at_bound[0]]),
-        threshold=likelihood.unit * likelihood.quantile(level, 2),
-        messages=messages,
-        values=likelihood.values[pair],
+def not_inside(where: str, values: Any, likelihood: Likelihood, minimum: Refit) -> str:
+    """Why a region that leaves out the state is none to report."""
+    return (
+        f"{where} does not contain the fitted {np.array2string(np.asarray(values), precision=6)}: it is "
+        f"around a minimum whose loss is {likelihood.loss - minimum.loss:.3g} less; fit on first"
     )
 
 
-def _check_unit(likelihood: Likelihood) -> None:
+def check_unit(likelihood: Likelihood) -> None:
+    """Raise unless it is known how far the loss may rise."""
     if not 0 < likelihood.unit < np.inf:
-        raise ValueError("there is no scatter of the residuals to tell how far the loss may rise")
+        raise ValueError(NO_SCATTER)
 
 
-def _precision(likelihood: Likelihood) -> float:
+def precision(likelihood: Likelihood) -> float:
     """To what part of its length an interval is found."""
-    return float(np.finfo(likelihood.entries.dtype).eps) ** (1 / 3)
+    return float(np.finfo(likelihood.vector.dtype).eps) ** (1 / 3)
 
 
-def _crossing(
+def crossing(
     height: Callable[[float], float], first: float, wanted: float, limit: float, precision: float
 ) -> tuple[float, bool]:
     """At which distance a height, zero at zero, is reached; or `limit`, and whether it is that."""
-    from scipy.optimize import brentq  # comes with jax; slow to import
+    from scipy.optimize import brentq  # takes long to import
 
     if limit == 0:
         return 0.0, True

@@ -1,36 +1,39 @@
 """`Uncertainty`: standard errors, correlations and confidence intervals of a fit."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
-from ..parameter.complex_numbers import to_real
-from ..state import flatten
-from . import covariance, notes
+from ..methods.derivatives import MODES
+from ..parameter.complex_numbers import joined
+from ..state import ParameterVector, flatten
+from . import conditional_fits, covariance, messages
 from . import profile as profiles
-from .entries import Entries, joined, precision_of
+from .contour import Contour, contour
 from .likelihood import Likelihood
+from .refit import Refit
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Uncertainty:
     """How well the data determine the free Parameters of a fitted state.
 
-    `opt.uncertainty(final_state)` makes one. All of it are plain numbers and NumPy arrays in the user's
-    units. Matrices and vectors have one row for each *entry*: each number in a free Parameter that no
-    mask fixes, named such as `k`, `w[0]`, `w[1,2]`, and for complex numbers `z.real`, `z.imag`.
+    `opt.uncertainty(state)` makes one. All of it are plain numbers and NumPy arrays in the user's units.
+    Matrices and vectors have one row for each *element*: each real number in a free Parameter that is
+    fitted, named such as `k`, `w[0]`, `w[1,2]`, and for complex numbers `z.real`, `z.imag`. What a mask
+    or equal bounds fix is not among them.
 
-    - `names`: the entries' names, a tuple of strings
-    - `values`: their fitted values, shape `(entries,)`
-    - `covariance`, `correlation`: shape `(entries, entries)`
+    - `names`: of the elements, a tuple of strings
+    - `values`: their fitted values, shape `(elements,)`
+    - `covariance`, `correlation`: shape `(elements, elements)`
     - `standard_errors`: for each free Parameter's name a float, or an array of its shape
     - `errors`: the same as a pytree in the structure of the state, None for all that is not free
-    - `undetermined`: the names of the entries that the data do not determine, a tuple
+    - `undetermined`: the names of the elements that the data do not determine, a tuple
     - `at_bound`: the names of those that lie on a bound, a tuple
     - `notes`: for the names of both a sentence why, a dict
     - `messages`: sentences on what to know before the numbers are used, a tuple
@@ -44,15 +47,15 @@ class Uncertainty:
     - `errordef`: how much more loss makes one standard error; None for least squares
     - `state`: the fitted state itself
 
-    An error is infinite where the data do not determine the entry, and NaN where there is no error to
-    tell: for entries on a bound, and for those that a mask fixes. Entries on a bound stay there while
-    the errors of the others are computed. Where an error is infinite or NaN, covariances are NaN.
+    An error is infinite where the data do not determine the element, and NaN where there is none: for
+    elements on a bound, and for numbers that are not fitted. Elements on a bound stay there while the
+    errors of the others are computed. Where an error is infinite or NaN, covariances are NaN.
     """
 
     names: tuple[str, ...]
-    values: Float[np.ndarray, " entries"]
-    covariance: Float[np.ndarray, "entries entries"]
-    correlation: Float[np.ndarray, "entries entries"]
+    values: Float[np.ndarray, " elements"]
+    covariance: Float[np.ndarray, "elements elements"]
+    correlation: Float[np.ndarray, "elements elements"]
     standard_errors: dict[str, Any]
     errors: PyTree
     undetermined: tuple[str, ...]
@@ -70,7 +73,7 @@ class Uncertainty:
     _likelihood: Likelihood | None
 
     def propagate(
-        self, fn: Callable[[Any], PyTree], final_state: PyTree = None
+        self, fn: Callable[[Any], PyTree], state: PyTree = None, *, mode: str | None = None
     ) -> tuple[PyTree, PyTree]:
         """Value and standard error of any function of the state, to first order.
 
@@ -78,11 +81,15 @@ class Uncertainty:
 
         - `fn`: a function of the state, which it gets with plain arrays in place of Parameters, as a
             loss does. It returns an array or a pytree of arrays: a prediction, a derived quantity.
-        - `final_state`: where to evaluate it, by default `self.state`. It must have the same free
+        - `state`: where to evaluate it, by default `self.state`. It must have the same free
             Parameters; all else may differ, such as the times at which to predict.
+        - `mode`: `"fwd"` or `"rev"`: how `fn` is differentiated; by default in forward mode, or in
+            reverse mode where that does not work, as with a `jax.custom_vjp`.
+
+        The same function is compiled once, so do not define it anew for each call.
 
         **Returns:** two pytrees of NumPy arrays in the structure of what `fn` returns. An error is
-        infinite where undetermined entries matter; a product or a sum of such may well be determined.
+        infinite where undetermined elements matter; a product or a sum of such may well be determined.
 
         **Raises:** `ValueError` if the free Parameters are others.
 
@@ -97,81 +104,73 @@ class Uncertainty:
         >>> print(error.round(3))
         [0.106 0.069 0.069 0.106]
         """
-        flat = flatten(self.state if final_state is None else final_state)
-        likelihood = self._whole()
-        entries, inverse = likelihood.entries, likelihood.inverse
-        with precision_of(flat.free):
-            given = Entries(flat)
-        if given.names != entries.names:
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
+        flat = flatten(self.state if state is None else state)
+        likelihood = self._complete()
+        vector, inverse = likelihood.vector, likelihood.inverse
+        given = ParameterVector.of(flat.layout, flat.free)
+        if given.labels != vector.labels:
             raise ValueError(
-                f"final_state must have the fitted entries {notes.listed(entries.names)}; "
-                f"it has {notes.listed(given.names)}"
+                f"state must have the fitted elements {messages.listed(vector.labels)}; "
+                f"it has {messages.listed(given.labels)}"
             )
 
-        @jax.jit
-        def push(free: list, fixed: list, directions: Any) -> tuple[PyTree, PyTree]:
-            def function(moves: Any) -> tuple[PyTree, PyTree]:
-                values = entries.write(free, entries.read(free) + moves)
-                output = jax.tree.map(jnp.asarray, fn(flat.layout.plain(values, fixed)))
-                return to_real(output), output
-
-            zero = jnp.zeros(len(entries.names), entries.dtype)
-            _, product, output = jax.linearize(function, zero, has_aux=True)
-            return output, jax.vmap(product)(directions)
-
-        directions = np.concatenate([inverse.factor, inverse.open], axis=1).T
-        with precision_of(flat.free):
-            output, moved = push(flat.free, flat.fixed, jnp.asarray(directions, entries.dtype))
-        output, moved = jax.tree.map(np.asarray, (output, moved))
+        directions = np.concatenate([inverse.factor, inverse.flat], axis=1).T
+        with vector.precision():
+            output, changes = likelihood.propagation(fn, flat, directions, mode)
         determined = inverse.factor.shape[1]
 
-        def error(moved: np.ndarray, like: np.ndarray) -> np.ndarray:
-            rows = moved.reshape(len(directions), -1).T.astype(float)
-            here = inverse._replace(factor=rows[:, :determined], open=rows[:, determined:])
-            errors = covariance.errors(here, likelihood.spread, likelihood.tolerance)
-            errors = errors.reshape(moved.shape[1:])
+        def error(changes: np.ndarray, like: np.ndarray) -> np.ndarray:
+            rows = changes.reshape(len(directions), -1).T.astype(float)
+            here = inverse._replace(factor=rows[:, :determined], flat=rows[:, determined:])
+            errors = covariance.errors(here, likelihood.error_scale, likelihood.tolerance)
+            errors = errors.reshape(changes.shape[1:])
             return joined(*errors) if np.iscomplexobj(like) else errors
 
-        return output, jax.tree.map(error, moved, output)
+        return output, jax.tree.map(error, changes, output)
 
     def profile(self, name: str, level: float = 0.95, points: int = 24) -> profiles.Profile:
-        """How the least loss rises while one entry is held away from its best value.
+        """How the least loss rises while one element is held away from its best value.
 
         **Arguments:**
 
-        - `name`: of an entry, one of `self.names`
+        - `name`: of an element, one of `self.names`
         - `level`: of confidence, for the interval that the profile has besides
         - `points`: how many, on both sides together; the best value comes on top
 
         **Returns:** a `fitopt.uncertainty.Profile`.
 
-        **Raises:** `KeyError` if there is no such entry; `ValueError` if it cannot be held alone, as the
-        transform of its Parameter (`Simplex`, `Ordered`, `PositiveDefinite`) does not act entry by
-        entry. There are its `standard_errors`, and `propagate` for functions of it.
+        **Raises:** `KeyError` if there is no such element; `ValueError` if it cannot be held by itself,
+        as the transform of its Parameter (`Simplex`, `Ordered`, `PositiveDefinite`) does not act entry
+        by entry. There are its `standard_errors`, and `propagate` for functions of it.
         """
-        return profiles.profile(self._whole(), self._row(name), _checked(level), points)
+        row, level = self._row(name), _checked(level)
+        return profiles.profile(self._complete(), self._minimum, row, level, points)
 
     def confidence_intervals(
         self, level: float = 0.95, parameters: Sequence[str] | None = None
     ) -> dict[str, profiles.Interval]:
         """Intervals by profile likelihood, as unsymmetric as the loss is.
 
-        At the ends of an interval the least loss, with all other entries fitted again, has risen by what
-        belongs to the level: for a negative log-likelihood and for residuals with absolute `sigma` by
-        the quantile of χ² times `errordef` (MINOS does the same); for residuals whose variance is taken
-        from the fit by the quantile of the F statistic (as `lmfit.conf_interval` does).
+        At the ends of an interval the least loss, with all other elements fitted again, has risen by
+        what belongs to the level: for a negative log-likelihood and for residuals with absolute `sigma`
+        by the quantile of χ² times `errordef` (MINOS does the same); for residuals whose variance is
+        taken from the fit by the quantile of the F statistic (as `lmfit.conf_interval` does).
 
         **Arguments:**
 
         - `level`: of confidence, such as 0.6827 for what is one standard error of a normal distribution
-        - `parameters`: names of Parameters or entries; all by default
+        - `parameters`: names of Parameters or elements; all by default
 
-        **Returns:** for the name of each entry a `fitopt.uncertainty.Interval`: `low, high = ...["k"]`.
+        **Returns:** for the name of each element a `fitopt.uncertainty.Interval`, which unpacks:
+        `low, high = ...["k"]`.
 
         A `RuntimeWarning` tells when a better minimum is found on the way.
 
-        **Raises:** `KeyError` if there is no such entry, `ValueError` if it cannot be held alone, as
-        for `profile`; name the others in `parameters`.
+        **Raises:** `KeyError` if there is no such element, `ValueError` if an interval does not contain
+        its fitted value, as the state is not at the minimum; or if one cannot be held by itself, as for
+        `profile`; name the others in `parameters`.
 
         >>> import jax.numpy as jnp
         >>> from fitopt import LeastSquares, Parameter
@@ -183,22 +182,20 @@ class Uncertainty:
         >>> print(f"{low:.2f} to {high:.2f}")
         0.41 to 0.53
         """
-        likelihood, level = self._whole(), _checked(level)
-        names = likelihood.entries.select(self.names if parameters is None else parameters)
+        likelihood, level = self._complete(), _checked(level)
+        names = likelihood.vector.select(self.names if parameters is None else parameters)
         rows = [self._row(name) for name in names]
-        intervals = {}
-        for name, row in zip(names, rows, strict=True):
-            intervals[name] = profiles.interval(likelihood, row, level)
-        return intervals
+        intervals = [profiles.interval(likelihood, self._minimum, row, level) for row in rows]
+        return dict(zip(names, intervals, strict=True))
 
-    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> profiles.Contour:
-        """The border of the region in which two entries lie together.
+    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> Contour:
+        """The border of the region in which two elements lie together.
 
-        There the loss has risen as `confidence_intervals` says, with the quantile for two entries.
+        There the loss has risen as `confidence_intervals` says, with the quantile for two elements.
 
         **Arguments:**
 
-        - `a`, `b`: names of two entries
+        - `a`, `b`: names of two elements
         - `level`: of confidence that both lie inside
         - `points`: of the border, on rays from the best values
 
@@ -207,31 +204,38 @@ class Uncertainty:
         **Raises:** as `profile`; `ValueError` if the two are the same.
         """
         if a == b:
-            raise ValueError(f"a contour needs two different entries, got {a!r} twice")
-        return profiles.contour(self._whole(), (self._row(a), self._row(b)), _checked(level), points)
+            raise ValueError(f"a contour needs two different elements, got {a!r} twice")
+        rows, level = (self._row(a), self._row(b)), _checked(level)
+        return contour(self._complete(), self._minimum, rows, level, points)
 
-    def _whole(self) -> Likelihood:
+    def _complete(self) -> Likelihood:
         if self._likelihood is None:
             raise ValueError("this needs the uncertainty of all parameters, not only of some")
         return self._likelihood
 
+    @functools.cached_property
+    def _minimum(self) -> Refit:
+        """The least loss around, which should be that of the state."""
+        return conditional_fits.minimum(self._complete())
+
     def _row(self, name: str) -> int:
-        """Where an entry lies, if it can be held alone."""
-        entries = self._whole().entries
+        """Where an element lies, if it can be held by itself."""
+        vector = self._complete().vector
         if name not in self.names:
-            raise KeyError(f"no entry {name!r}; there are {notes.listed(self.names, most=50)}")
+            raise KeyError(f"no element {name!r}; there are {messages.listed(self.names, most=50)}")
         row = self.names.index(name)
-        if entries.move_of[row] < 0:
+        if vector.displacement_of[row] < 0:
             raise ValueError(
-                f"{name} cannot be held alone: the transform of Parameter {entries.owner(row)!r} does "
-                "not act entry by entry, so its entries move together; take standard_errors or propagate"
-                " for it, or profile Parameters that have no such transform: those can be named in "
-                "confidence_intervals(parameters=[...])"
+                f"{name} cannot be held by itself: the transform of Parameter {vector.owner(row)!r} "
+                "does not act entry by entry, so its elements change together; take standard_errors or "
+                "propagate for it, or profile Parameters that have no such transform: those can be "
+                "named in confidence_intervals(parameters=[...])"
             )
         return row
 
     def __repr__(self) -> str:
-        return notes.table(self)
+        errors = np.sqrt(np.diagonal(self.covariance))
+        return messages.table(self.names, self.values, errors, self.notes, self.messages)
 
 
 def _checked(level: float) -> float:
