@@ -133,7 +133,7 @@ def describe_method(programs: "Programs", constants: Constants) -> Description:
             name = f"{name} (callback {number - 1})"
         for path, leaf in jax.tree.leaves_with_path(part):
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
-    step = lambda carry, constants: loop.step(*loop.bind(constants), carry, 0)
+    step = lambda carry, constants: loop.step(*loop.bind(constants), carry, jax.numpy.zeros((), int))
     program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
     return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
 
