@@ -11,7 +11,7 @@ import optimistix
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import MOST_STEPS, check_loss
+from .engine.validation import MOST_STEPS, check_loss, numpy_advice
 from .history import History
 from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
@@ -151,4 +151,6 @@ class OptaxOptimizer(Fitter):
 
 
 def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:
-    return check_loss(loss(state), has_aux)
+    with numpy_advice("loss"):
+        result = loss(state)
+    return check_loss(result, has_aux)

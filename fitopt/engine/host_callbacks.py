@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -195,6 +196,12 @@ def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
 def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
     if new is old:
         return old
+    if jnp.issubdtype(getattr(old, "dtype", None), jax.dtypes.extended):  # a random key
+        if getattr(new, "dtype", None) != old.dtype:
+            raise TypeError(f"{who} returned {what} as {new!r}, not as a {old.dtype}")
+        if np.shape(new) != np.shape(old):
+            raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
+        return new
     if np.shape(new) != np.shape(old):
         raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
     try:

@@ -207,8 +207,9 @@ class SolverStepper(Stepper):
         solver, y = self._solver, self._as_solver_wants(carry.vector)
         mode, template = eqx.filter_eval_shape(self._begin, carry.vector)
         state, options = with_arrays(template, carry.solver), self._options(mode)
-        new, state, _ = solver.step(self._as_solver_calls, y, None, options, state, frozenset())
-        done, result = solver.terminate(self._as_solver_calls, y, None, options, state, frozenset())
+        with jax.numpy_rank_promotion("allow"):  # whatever the user wants of the loss, traced by now
+            new, state, _ = solver.step(self._as_solver_calls, y, None, options, state, frozenset())
+            done, result = solver.terminate(self._as_solver_calls, y, None, options, state, frozenset())
         stop_code = jnp.where(done, CONVERGED, 0).astype(jnp.int32)
         new = self._rounded(jnp.stack(new) if isinstance(new, list) else new)
         carry = _Carry(new, arrays_of(state, like=carry.solver), carry.begun, stop_code)
@@ -246,14 +247,21 @@ class SolverStepper(Stepper):
         y, function = self._as_solver_wants(vector), self._as_solver_calls
         default = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
         shapes = jax.tree.map(default, self._function.shapes(self._tree(vector))[0])
+        residuals = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+        if self._sums_squares and residuals == 1 < vector.size:
+            raise ValueError(
+                f"the residuals are a single number, for {vector.size} numbers to be fitted; if it is a "
+                "loss, minimise it with fitopt.OptaxOptimizer(loss, optimizer)"
+            )
 
         def begin(mode: str | None) -> tuple[str | None, Any]:
             options = self._options(mode)
-            return mode, self._solver.init(function, y, None, options, shapes, None, frozenset())
+            with jax.numpy_rank_promotion("allow"):
+                return mode, self._solver.init(function, y, None, options, shapes, None, frozenset())
 
         if self._mode is not None or not self._sums_squares:
             return begin(self._mode)
-        if vector.size > sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)):
+        if vector.size > residuals:
             with contextlib.suppress(ValueError):  # there is a while_loop
                 return begin("rev")
         with contextlib.suppress(TypeError, NotImplementedError):  # there is a custom_vjp
