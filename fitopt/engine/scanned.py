@@ -103,14 +103,19 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
 
 def _manual_axes(tree: PyTree) -> frozenset[str]:
     """The axes of a `shard_map` around the fit over which anything in a pytree varies."""
-    return frozenset().union(*(getattr(x, "vma", None) or () for x in jax.tree.leaves(tree)))
+    return frozenset().union(*map(_axes_of, jax.tree.leaves(tree)))
+
+
+def _axes_of(x: Any) -> frozenset[str]:
+    kind = getattr(x, "manual_axis_type", None)  # releases of JAX before 0.10.2 call it vma
+    return getattr(x, "vma", None) or frozenset() if kind is None else kind.varying
 
 
 def _varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
     """The same, of a type that varies over these axes: all branches and steps must agree on it."""
 
     def cast(x: Array) -> Array:
-        missing = tuple(axes - (getattr(jax.typeof(x), "vma", None) or frozenset()))
+        missing = tuple(axes - _axes_of(jax.typeof(x)))
         return lax.pcast(x, missing, to="varying") if missing else x
 
     return jax.tree.map(cast, tree) if axes else tree
