@@ -15,6 +15,7 @@ from fitopt.callbacks import (
     RecordGradientNorm,
     RecordParameters,
     StopOnGradient,
+    every,
 )
 
 from .engine import fit, fit_with, microseconds, milliseconds, number_of_steps
@@ -51,22 +52,18 @@ def traced(effort: Effort) -> list[Row]:
     ]
 
 
-class Visit:
+def visit(step: int, diff: Any, static: Any, data: Any, aux: Any, loss: Any, grads: Any) -> bool:
     """A host callback that looks at the loss."""
-
-    def __init__(self, every: int):
-        self.every = every
-
-    def __call__(self, step: int, diff: Any, static: Any, data: Any, aux: Any, loss: Any, grads: Any):
-        return bool(loss < 0.0)
+    return bool(loss < 0.0)
 
 
 def host(effort: Effort) -> list[Row]:
     """What visits to Python cost, spread over the steps."""
     rows = []
-    for every, number, limit in ((100, 20_000, 2), (1, 2_000, 100)):
-        name = "host callback every " + (f"{every} steps" if every > 1 else "step")
-        rows.append(_more_a_step(name, exponential(effort.steps(number)), Visit(every), limit, effort))
+    for n, number, limit in ((100, 20_000, 2), (1, 2_000, 100)):
+        name = "host callback every " + (f"{n} steps" if n > 1 else "step")
+        callback = every(n, visit)
+        rows.append(_more_a_step(name, exponential(effort.steps(number)), callback, limit, effort))
     with tempfile.TemporaryDirectory() as directory:
         logger = CSVLogger(Path(directory) / "fit.csv", every=100)
         problem = exponential(effort.steps(200_000))

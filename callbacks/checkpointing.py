@@ -51,7 +51,7 @@ class Checkpoint(HostCallback):
     80
     """
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class Checkpoint(HostCallback):
         seconds: float = 60.0,
         keep: int = 3,
     ):
-        self.directory = path("Checkpoint: directory", directory)
-        self.every = None if every is None else whole("Checkpoint: every", every)
-        self.seconds = real("Checkpoint: seconds", seconds)
-        self.keep = whole("Checkpoint: keep", keep)
+        self.directory: Path = path("Checkpoint: directory", directory)
+        self.every: int | None = None if every is None else whole("Checkpoint: every", every)
+        self.seconds: float = real("Checkpoint: seconds", seconds)
+        self.keep: int = whole("Checkpoint: keep", keep)
         self._mine = False  # whether this object has written what lies in the directory
 
     @contextlib.contextmanager
@@ -100,6 +100,7 @@ class _Writer:
         self.thread = ThreadPoolExecutor(1, "fitopt-checkpoint")
         self.pending: Future[None] | None = None
         self.warned = False
+        self.complete = False  # whether the last checkpoint is that of a complete fit
 
     def begin(self, may_replace: bool) -> None:
         """Make room: checkpoints of steps to come are in the way of new ones."""
@@ -116,8 +117,10 @@ class _Writer:
         """Begin to write where the fit stands, when the checkpoint before is complete."""
         self.wait()
         point = self.fit.resume_point()
-        if point.carry is None or point.steps <= self.last:
+        is_new = point.steps > self.last
+        if point.carry is None or not (is_new or (point.final is not None and not self.complete)):
             return
+        self.complete = point.final is not None
         with self.faults_told():
             frozen = checkpoint.freeze(contents_of(point, self.fit.history))
             self.pending = self.thread.submit(self.write_now, frozen)
@@ -129,6 +132,8 @@ class _Writer:
             self.series = checkpoint.open_series(self.directory)
         if not self.directory.is_dir():
             raise FileNotFoundError(f"{self.directory} is gone")
+        if frozen.contents.step in self.manager.all_steps():  # written before the fit was complete
+            self.manager.delete(frozen.contents.step)
         checkpoint.write(self.manager, self.series, frozen)
         self.last = frozen.contents.step
 

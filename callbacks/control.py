@@ -175,11 +175,11 @@ class AdaptLearningRate(HostCallback):
     array([0.25, 0.25, 0.25, 0.1 , 0.1 ], dtype=float32)
     """
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(self, fn: Callable[[History], Any], every: int = 1):
-        self.fn = function("AdaptLearningRate: fn", fn, "the history")
-        self.every = whole("AdaptLearningRate: every", every)
+        self.fn: Callable[[History], Any] = function("AdaptLearningRate: fn", fn, "the history")
+        self.every: int = whole("AdaptLearningRate: every", every)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:

@@ -35,10 +35,10 @@ class Log:
         self.who = who
         self.history = history
         self.every = every
-        self.start = 0  # the first step that has not been written
-        self.seen = 0
-        self.wait = 0
-        self.warned = False
+        self.start: int = 0  # the first step that has not been written
+        self.seen: int = 0
+        self.wait: int = 0
+        self.warned: bool = False
 
     def write(self, table: dict[str, Column], rows: Callable[[int], Steps]) -> None:
         """Write what is missing, and move `start`; `rows(i)` are the steps from i on that are due."""
@@ -87,11 +87,11 @@ def due_rows(start: int, until: int, every: int, ended: bool) -> Steps:
 class Logger(HostCallback):
     """A host callback that writes the series of a fit's history somewhere, after every chunk."""
 
-    every = None
-    uses = ()
+    every: int | None = None
+    uses: tuple[str, ...] = ()
 
     def __init__(self, every: int):
-        self.interval = arguments.whole(f"{type(self).__name__}: every", every)
+        self.interval: int = arguments.whole(f"{type(self).__name__}: every", every)
 
     def log(self, fit: Fit) -> contextlib.AbstractContextManager[Log]:
         """Open what a fit writes to."""
@@ -173,7 +173,7 @@ class CSVLogger(Logger):
 
     def __init__(self, path: str | os.PathLike[str], every: int = 1):
         super().__init__(every)
-        self.path = arguments.path("CSVLogger: path", path)
+        self.path: Path = arguments.path("CSVLogger: path", path)
 
     @contextlib.contextmanager
     def log(self, fit: Fit) -> Iterator[Log]:

@@ -61,22 +61,22 @@ class LivePlot(HostCallback):
     ['000000.png', '000010.png', '000014.png']
     """
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(
         self,
         every: int = 100,
-        path: str | os.PathLike | None = None,
+        path: str | os.PathLike[str] | None = None,
         names: str | Sequence[str] | None = None,
     ):
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
             raise ImportError('LivePlot needs matplotlib: pip install "fitopt[plot]"') from error
-        self.interval = arguments.whole("LivePlot: every", every)
-        self.path = None if path is None else _file_name(path)
-        self.every = None if path is None else every
-        self.names = names
+        self.interval: int = arguments.whole("LivePlot: every", every)
+        self.path: str | None = None if path is None else _file_name(path)
+        self.every: int | None = None if path is None else every
+        self.names: str | Sequence[str] | None = names
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
@@ -230,7 +230,7 @@ class _Files(_Screen):
             self.figure.savefig(file, format=path.suffix[1:])
 
 
-def _file_name(path: str | os.PathLike) -> str:
+def _file_name(path: str | os.PathLike[str]) -> str:
     """The name of a file, with a place for the step, that a path stands for."""
     from matplotlib.backend_bases import FigureCanvasBase
 

@@ -35,11 +35,11 @@ class _Cell(NamedTuple):
 class _Table(HostCallback):
     """Prints the step, the loss and what a subclass adds, at every `every`-th step and at the last."""
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(self, every: int = 1, logger: logging.Logger | None = None):
-        self.every = whole(f"{type(self).__name__}: every", every)
-        self.logger = check_logger(f"{type(self).__name__}: logger", logger)
+        self.every: int = whole(f"{type(self).__name__}: every", every)
+        self.logger: logging.Logger | None = check_logger(f"{type(self).__name__}: logger", logger)
 
     def cells(self, layout: Layout, last: dict[str, Any]) -> list[_Cell]:
         """What to show besides; `last` holds what `uses` names, of the step that is printed."""
@@ -136,7 +136,7 @@ class PrintParameters(_Table):
        3      0.015625         0.875
     """
 
-    uses = ("params",)
+    uses: tuple[str, ...] = ("params",)
 
     def cells(self, layout: Layout, last: dict[str, Any]) -> list[_Cell]:
         values = jax.tree.leaves(last["params"])
@@ -167,7 +167,7 @@ class PrintGradients(_Table):
        3      0.015625         -0.25
     """
 
-    uses = ("params", "grads")
+    uses: tuple[str, ...] = ("params", "grads")
 
     def cells(self, layout: Layout, last: dict[str, Any]) -> list[_Cell]:
         grads, values = jax.tree.leaves(last["grads"]), jax.tree.leaves(last["params"])

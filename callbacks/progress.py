@@ -33,14 +33,14 @@ class ProgressBar(HostCallback):
     x: 100%|
     """
 
-    every = None
-    uses = ()
+    every: int | None = None
+    uses: tuple[str, ...] = ()
 
     def __init__(self, *, logger: logging.Logger | None = None, **options: Any):
-        self.logger = check_logger("ProgressBar: logger", logger)
+        self.logger: logging.Logger | None = check_logger("ProgressBar: logger", logger)
         if logger is not None:
             options = {"file": _Lines(logger), "mininterval": 10.0, **options}
-        self.options = options
+        self.options: dict[str, Any] = options
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:

@@ -223,7 +223,7 @@ class RecordTime(HostCallback):
     ((5,), array([  0, 100, 200, 300, 400]))
     """
 
-    uses = ()
+    uses: tuple[str, ...] = ()
 
     def __init__(self, every: int = 1):
         self.every: int = whole("RecordTime: every", every)

@@ -205,11 +205,12 @@ class StopAfter(HostCallback):
     'StopAfter'
     """
 
-    every = None
-    uses = ()
+    every: int | None = None
+    uses: tuple[str, ...] = ()
+    cuts_short = True
 
     def __init__(self, seconds: float):
-        self.seconds = real("StopAfter: seconds", seconds)
+        self.seconds: float = real("StopAfter: seconds", seconds)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:

@@ -64,7 +64,7 @@ class TensorBoardLogger(Logger):
     def __init__(self, directory: str | os.PathLike[str], every: int = 1):
         super().__init__(every)
         _module("TensorBoardLogger", "tensorboardX")
-        self.directory = arguments.path("TensorBoardLogger: directory", directory)
+        self.directory: Path = arguments.path("TensorBoardLogger: directory", directory)
 
     @contextlib.contextmanager
     def log(self, fit: Fit) -> Iterator[Log]:
@@ -197,9 +197,9 @@ class MLflowLogger(Logger):
     ):
         super().__init__(every)
         _module("MLflowLogger", "mlflow")
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
-        self.run_name = run_name
+        self.tracking_uri: str | None = tracking_uri
+        self.experiment: str = experiment
+        self.run_name: str | None = run_name
 
     @contextlib.contextmanager
     def log(self, fit: Fit) -> Iterator[Log]:

@@ -6,6 +6,7 @@ from . import callbacks, optimizers, schedules, transforms
 from .callback import Callback, Fit, HostCallback, StepInfo
 from .history import History
 from .least_squares import LeastSquares
+from .methods.lbfgsb import LBFGSB
 from .methods.levenberg_marquardt import LevenbergMarquardt
 from .optax_optimizer import OptaxOptimizer
 from .parameter import Parameter
@@ -25,6 +26,7 @@ from .uncertainty import Uncertainty
 __version__ = version("fitopt")
 
 __all__ = [
+    "LBFGSB",
     "Callback",
     "Fit",
     "History",

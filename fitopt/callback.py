@@ -167,6 +167,7 @@ class HostCallback:
 
     every: int | None = 1
     uses: tuple[str, ...] = ("aux", "grads")
+    cuts_short = False  # whether a fit that it has stopped is to be resumed, as one whose time was up
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:

@@ -39,6 +39,7 @@ class ResumePoint(NamedTuple):
     start: list[Array]  # the values of the free Parameters when the fit began
     fixed: list[Any]  # all other arrays; None for what is as it was when the fit began
     elapsed: float  # seconds
+    final: list[Array] | None  # the values that were returned, if the fit is complete, else None
     describe: Callable[[], tuple[Description, Description]]  # the state and the method
 
 

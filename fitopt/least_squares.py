@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import describe
+from .engine.validation import describe, numpy_advice
 from .history import History
 from .methods.derivatives import MODES
 from .methods.optimistix_method import OptimistixMethod, check_solver
@@ -189,7 +189,8 @@ def _evaluate(
     state: Any,
 ) -> tuple[PyTree, Any]:
     """Residuals as they are squared and summed: weighted, and bent by the robust loss."""
-    output = residuals(state)
+    with numpy_advice("function of the residuals"):
+        output = residuals(state)
     aux = None
     if has_aux:
         if not (isinstance(output, tuple) and len(output) == 2):

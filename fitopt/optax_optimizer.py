@@ -11,7 +11,7 @@ import optimistix
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import check_loss
+from .engine.validation import MOST_STEPS, check_loss, numpy_advice
 from .history import History
 from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
@@ -65,13 +65,14 @@ class OptaxOptimizer(Fitter):
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
-        method = OptimistixMethod(optimizer) if is_minimiser(optimizer) else OptaxMethod(optimizer)
+        self._ends_by_itself = is_minimiser(optimizer)
+        method = OptimistixMethod(optimizer) if self._ends_by_itself else OptaxMethod(optimizer)
         super().__init__(callback, functools.partial(_evaluate, loss, has_aux), method)
 
     def run(
         self,
         state: State,
-        max_steps: int = 1,
+        max_steps: int | None = None,
         mode: str = "rev",
         *,
         resume_from: str | os.PathLike[str] | History | None = None,
@@ -82,7 +83,8 @@ class OptaxOptimizer(Fitter):
 
         - `state`: any pytree with at least one free Parameter. Arrays and floats in it are traced;
             Python ints, bools and strings stay what they are.
-        - `max_steps`: how many steps at most; with 0 the state is evaluated alone.
+        - `max_steps`: how many steps at most; with 0 the state is evaluated alone. By default a
+            minimiser makes as many as it takes, and any other optimizer one.
         - `mode`: `"rev"`, or `"fwd"` for forward-mode differentiation: for few parameters, and for
             losses that contain a `lax.while_loop`.
         - `resume_from`: a directory into which `fitopt.callbacks.Checkpoint` has written, or the history
@@ -99,6 +101,8 @@ class OptaxOptimizer(Fitter):
         """
         if mode not in MODES:
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
+        if max_steps is None:
+            max_steps = MOST_STEPS if self._ends_by_itself else 1
         return self._run(state, max_steps, mode, resume_from)
 
     def uncertainty(
@@ -147,4 +151,6 @@ class OptaxOptimizer(Fitter):
 
 
 def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:
-    return check_loss(loss(state), has_aux)
+    with numpy_advice("loss"):
+        result = loss(state)
+    return check_loss(result, has_aux)

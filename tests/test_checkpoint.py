@@ -28,6 +28,7 @@ from fitopt.callbacks import (
     KeepBest,
     RecordLearningRate,
     RecordParameters,
+    every,
 )
 from fitopt.storage import checkpoint, series_files
 
@@ -237,12 +238,29 @@ def test_resuming_a_complete_fit_gives_it_again_and_compiles_little(parabola):
     assert_same(again, whole)
 
 
-def test_a_fit_that_stopped_early_goes_on_with_what_its_callbacks_know(parabola):
-    fit = OptaxOptimizer(quadratic, optax.sgd(0.0), EarlyStopping(patience=10))
-    _, history = fit.run(parabola, 50)
-    assert history["n_steps"] == 11
-    _, history = fit.run(parabola, 50, resume_from=history)
-    assert history["n_steps"] == 12  # it has waited long enough already
+@pytest.mark.parametrize("where", ["memory", "disk"])
+def test_a_fit_that_stopped_early_is_returned_as_it_was(tmp_path, parabola, where):
+    wait = EarlyStopping(patience=10)
+    fit = OptaxOptimizer(quadratic, optax.sgd(1.1), [wait, KeepBest(), Checkpoint(tmp_path)])
+    whole = fit.run(parabola, 50)  # it climbs, so the best state is the first
+    assert whole[1]["n_steps"] == 11 and whole[1]["converged"] is True
+    again = fit.run(parabola, 90, resume_from=tmp_path if where == "disk" else whole[1])
+    assert_same(again, whole)
+    assert_same(fit.run(parabola, 90, resume_from=again[1]), whole)
+
+
+def test_a_fit_whose_time_was_up_goes_on(parabola):
+    _, history = OptaxOptimizer(quadratic, optax.sgd(0.1), StopAfter(0.0)).run(parabola, 50)
+    assert history["n_steps"] < 50
+    plain = OptaxOptimizer(quadratic, optax.sgd(0.1))
+    assert_same(plain.run(parabola, 50, resume_from=history), plain.run(parabola, 50))
+
+
+def test_settings_that_have_changed_are_told_of_on_resume(parabola):
+    _, history = OptaxOptimizer(quadratic, optax.sgd(0.1)).run(parabola, 20)
+    other = OptaxOptimizer(quadratic, optax.sgd(0.2))
+    with pytest.warns(RuntimeWarning, match="the optimizer's settings .* are not those with which"):
+        other.run(parabola, 30, resume_from=history)
 
 
 def test_host_callbacks_count_the_steps_of_the_whole_fit(parabola):
@@ -251,8 +269,7 @@ def test_host_callbacks_count_the_steps_of_the_whole_fit(parabola):
     def look(step, diff, static, history, aux, loss, grads):
         seen.append((step, len(history["loss"])))
 
-    look.every = 4
-    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), look)
+    fit = OptaxOptimizer(quadratic, optax.sgd(0.1), every(4, look))
     _, history = fit.run(parabola, 6)
     fit.run(parabola, 13, resume_from=history)
     assert seen == [(0, 1), (4, 5), (8, 9), (12, 13)]
@@ -305,8 +322,10 @@ def test_a_checkpoint_whose_loss_is_not_finite_falls_back_too(tmp_path):
     steps = whole[1]["n_steps"]
     fine = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path, every=3))
     fine.run(start, steps)
-    with pytest.warns(RuntimeWarning, match="was not finite"):
+    with pytest.warns(RuntimeWarning) as caught:
         assert_same(plain.run(start, 50, resume_from=tmp_path), whole)
+    told = {str(warning.message)[:21] for warning in caught}
+    assert told == {"resume_from: the loss", "the loss (nan) was no"}
 
 
 def test_a_new_fit_does_not_write_over_the_checkpoints_of_another(tmp_path, parabola):
@@ -375,8 +394,7 @@ def test_a_signal_ends_the_fit_and_leaves_a_last_checkpoint(sent, tmp_path, para
             # From outside of the callback, in which Ctrl-C is the callback's own.
             threading.Timer(0.05, os.kill, (os.getpid(), sent)).start()
 
-    send.every = 2
-    fit = OptaxOptimizer(quadratic, optax.sgd(1e-9), [Checkpoint(tmp_path), send])
+    fit = OptaxOptimizer(quadratic, optax.sgd(1e-9), [Checkpoint(tmp_path), every(2, send)])
     _, history = fit.run(parabola, 10**7)
     assert signal.getsignal(sent) is before
     what = "interrupted (Ctrl-C)" if sent == signal.SIGINT else "terminated (SIGTERM)"
@@ -389,7 +407,7 @@ SCRIPT = """
 import sys
 import jax.numpy as jnp, optax
 from fitopt import OptaxOptimizer, Parameter
-from fitopt.callbacks import Checkpoint, CSVLogger, EarlyStopping, KeepBest, RecordParameters
+from fitopt.callbacks import Checkpoint, CSVLogger, EarlyStopping, KeepBest, RecordParameters, every
 
 t = jnp.linspace(0.0, 4.0, 40)
 data = 2.5 * jnp.exp(-1.3 * t) + 0.5
@@ -400,10 +418,9 @@ def loss(state):
 def tell(step, *_):
     print(step, flush=True)
 
-tell.every = 40
 directory, steps = sys.argv[1], int(sys.argv[2])
 state = {"A": Parameter("A", 1.0, lower=0.0), "k": Parameter("k", 1.0)}
-callbacks = [EarlyStopping(10**6), KeepBest(), RecordParameters(every=3), tell]
+callbacks = [EarlyStopping(10**6), KeepBest(), RecordParameters(every=3), every(40, tell)]
 callbacks += [CSVLogger(f"{directory}.csv"), Checkpoint(directory, every=40)]
 fit = OptaxOptimizer(loss, optax.adam(0.01), callbacks)
 fitted, history = fit.run(state, steps, resume_from=directory)
@@ -512,12 +529,14 @@ def test_a_fit_that_goes_on_from_an_older_point_leaves_earlier_checkpoints_sound
     whole = fit.run(state(), STEPS)
     _, history = fit.run(state(), 30)
     faster = OptaxOptimizer(loss, optax.adam(0.1), callbacks(Checkpoint(directory, every=20, keep=9)))
-    branch = faster.run(state(), 60, resume_from=history)
+    with pytest.warns(RuntimeWarning, match="the optimizer's settings .* are not those"):
+        branch = faster.run(state(), 60, resume_from=history)
     assert steps_in(directory) == [1, 21, 41, 60]
     assert_same(faster.run(state(), 60, resume_from=directory), branch)
     for step in (41, 60):
         shutil.rmtree(directory / str(step))
-    assert_same(fit.run(state(), STEPS, resume_from=directory), whole)
+    with pytest.warns(RuntimeWarning, match="the optimizer's settings .* are not those"):
+        assert_same(fit.run(state(), STEPS, resume_from=directory), whole)
 
 
 def test_a_checkpoint_of_another_format_is_refused(saved):

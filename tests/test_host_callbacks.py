@@ -11,6 +11,7 @@ import pytest
 
 import fitopt
 from fitopt import HostCallback, OptaxOptimizer, Parameter
+from fitopt.callbacks import every
 
 from .conftest import quadratic
 
@@ -21,9 +22,10 @@ def fit(callback, state, steps=10, **options):
     return OptaxOptimizer(quadratic, SGD, callback, **options).run(state, steps)
 
 
-class Every:
-    def __init__(self, every):
-        self.every = every
+class Steps:
+    """Notes the steps after which it is called."""
+
+    def __init__(self):
         self.steps = []
 
     def __call__(self, step, diff, static, history, aux, loss, grads):
@@ -55,16 +57,16 @@ def test_diff_state_and_static_state_combine_to_the_state(parabola):
     assert repr(states[-1]) == repr(fitted)
 
 
-@pytest.mark.parametrize("every", [1, 3, 10])
-def test_every_counts_steps(parabola, every):
-    callback = Every(every)
-    fit(callback, parabola, 20)
-    assert callback.steps == list(range(0, 20, every))
+@pytest.mark.parametrize("n", [1, 3, 10])
+def test_every_counts_steps(parabola, n):
+    steps = Steps()
+    fit(every(n, steps), parabola, 20)
+    assert steps.steps == list(range(0, 20, n))
 
 
 def test_callbacks_with_different_rhythms_do_not_disturb_each_other(parabola):
-    two, three = Every(2), Every(3)
-    fit([two, three], parabola, 10)
+    two, three = Steps(), Steps()
+    fit([every(2, two), every(3, three)], parabola, 10)
     assert two.steps == [0, 2, 4, 6, 8] and three.steps == [0, 3, 6, 9]
 
 

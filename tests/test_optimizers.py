@@ -339,9 +339,7 @@ def test_the_rates_of_many_fits_are_set_by_one_number_or_one_each():
     rates = lambda lr: optimizers.learning_rate(optimizers.set_learning_rate(state, lr)).tolist()
     assert rates(0.25) == [0.25, 0.25, 0.25] and rates(np.array([1, 2, 3])) == [1, 2, 3]
     for wrong in (jnp.ones(2), jnp.ones((3, 1))):
-        with pytest.raises(
-            TypeError, match=r"learning_rate must be a number or an array of shape \(3,\), got"
-        ):
+        with pytest.raises(TypeError, match=r"learning_rate must be .* an array of shape \(3,\), got"):
             rates(wrong)
     with pytest.raises(ValueError, match="learning_rate must be at least 0 and finite"):
         rates(jnp.array([1.0, -1.0, 1.0]))

@@ -11,7 +11,8 @@ from jaxtyping import Array, PyTree
 
 from ..history import Description, ResumePoint
 from ..methods.method import Constants, StopReason
-from ..optimizers.composition import number
+from ..optimizers.arguments import number
+from ..optimizers.composition import known_rate
 from ..parameter.specification import called, check_value
 from ..state import Flat, Layout, ParameterVector
 from . import resume, snapshot
@@ -117,8 +118,8 @@ class Chunks:
         self._resumed = True
         if point.carry is None:
             return
-        pairs = zip(here.constants.fixed, point.fixed, strict=True)
-        constants = Constants(point.start, [x if new is None else new for x, new in pairs])
+        fixed = resume.fixed_values(here.constants.fixed, point)
+        constants = Constants(point.start, fixed)
         structure = jax.tree.structure(snapshot.restore(self._carry))
         carry = snapshot.take(jax.tree.unflatten(structure, point.carry))
         values = here.programs.values(carry, constants)
@@ -140,7 +141,7 @@ class Chunks:
             return known[programs]
 
         leaves = None if carry is None else jax.tree.leaves(snapshot.restore(carry))
-        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, describe)
+        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, None, describe)
 
     # Steps.
 
@@ -247,12 +248,7 @@ class Chunks:
         """The current learning rate."""
         point = self.point
         rate = point.programs.learning_rate(point.carry or self._carry, point.constants)
-        if rate is None:
-            raise ValueError(
-                "the state of this optimizer holds no learning rate; use one of fitopt.optimizers, "
-                "or optax.inject_hyperparams"
-            )
-        return jax.tree.map(lambda x: np.array(x) if x.ndim else x.item(), rate)
+        return jax.tree.map(lambda x: np.array(x) if x.ndim else x.item(), known_rate(rate))
 
     def set_learning_rate(self, rate: PyTree) -> None:
         """Set the learning rate from the next step on."""

@@ -17,7 +17,7 @@ from . import resume
 from .compiled import Loop, Problem, Programs
 from .run import Start, run
 from .scanned import scan
-from .validation import check_callbacks, check_max_steps, nothing_free
+from .validation import MOST_STEPS, check_callbacks, check_max_steps, nothing_free
 
 State = TypeVar("State", bound=PyTree)
 
@@ -48,6 +48,8 @@ class Fitter:
             if resume_from is not None:
                 raise TypeError("resume_from does not work inside jit, vmap or grad")
             self._check_all_traced()
+            if max_steps == MOST_STEPS:
+                raise TypeError("max_steps must be given inside jit, vmap or grad")
             loop = Loop(self._problem, flat.layout, mode)
             fit = scan(loop, Constants(flat.free, flat.fixed), max_steps)
             return flat.layout.state(fit.values, flat.fixed), fit.history(loop)

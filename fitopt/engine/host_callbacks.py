@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -104,7 +105,7 @@ class HostCallbacks:
         stops: dict[int, StopReason] = {}
         if stopper is not None and stopper >= len(self._traced):
             reason = self._chunks.stop_reasons()[stopper - len(self._traced)]
-            stops[len(self._callbacks)] = _at(step, *reason)
+            stops[len(self._callbacks)] = _at(step, reason.sentence, reason.converged)
         elif stopper is not None:
             callback = self._traced[stopper]
             place = next(i for i, other in enumerate(self._callbacks) if other is callback)
@@ -120,14 +121,16 @@ class HostCallbacks:
                         step, free, fixed, history, last.get("aux"), loss, last.get("grads")
                     )
             except KeyboardInterrupt:
-                return StopReason(f"interrupted (Ctrl-C) in a callback after step {step}", False)
+                return StopReason(f"interrupted (Ctrl-C) in a callback after step {step}")
             stop, new_free, new_fixed = _interpret(label(callback), returned, free, fixed)
             if new_free is not free or new_fixed is not fixed:
                 self._edit(label(callback), new_free, new_fixed)
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
             if stop:
-                stops.setdefault(place, _at(step, callback.stop_reason(), False))
+                stops.setdefault(
+                    place, _at(step, callback.stop_reason(), is_final=not callback.cuts_short)
+                )
         return stops[min(stops)] if stops else None
 
     def _edit(self, who: str, free: PyTree, fixed: PyTree) -> None:
@@ -141,8 +144,8 @@ class HostCallbacks:
             self._chunks.edit(flat, who)
 
 
-def _at(step: int, sentence: str, converged: bool) -> StopReason:
-    return StopReason(f"{sentence} (at step {step})", converged)
+def _at(step: int, sentence: str, converged: bool = False, is_final: bool = True) -> StopReason:
+    return StopReason(f"{sentence} (at step {step})", converged, is_final)
 
 
 def _interpret(who: str, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:
@@ -193,6 +196,12 @@ def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
 def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
     if new is old:
         return old
+    if jnp.issubdtype(getattr(old, "dtype", None), jax.dtypes.extended):  # a random key
+        if getattr(new, "dtype", None) != old.dtype:
+            raise TypeError(f"{who} returned {what} as {new!r}, not as a {old.dtype}")
+        if np.shape(new) != np.shape(old):
+            raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
+        return new
     if np.shape(new) != np.shape(old):
         raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
     try:

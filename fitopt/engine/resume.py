@@ -1,8 +1,10 @@
 """Going on with an earlier fit: where it stood, and whether it fits the one that wants to go on."""
 
 import os
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,16 @@ import jax
 from ..history import Description, History, ResumePoint
 from ..methods.method import Constants
 from ..parameter import Parameter
-from ..state import Layout, is_array, is_parameter
+from ..state import Flat, Layout, is_array, is_parameter
 from ..storage import checkpoint
 from .history_writer import cut
 from .validation import depth_in_package
 
 if TYPE_CHECKING:
     from .compiled import Programs
+
+
+_PROGRAM = "one step"  # in the description of a method: a checksum of what a step computes
 
 
 def points(resume_from: Any) -> Iterator[tuple[ResumePoint, History]]:
@@ -58,7 +63,12 @@ def contents_of(point: ResumePoint, history: History) -> checkpoint.Contents:
     state, method = point.describe()
     return checkpoint.Contents(
         step=point.steps,
-        arrays={"carry": point.carry, "start": point.start, "fixed": point.fixed},
+        arrays={
+            "carry": point.carry,
+            "start": point.start,
+            "fixed": point.fixed,
+            "final": point.final,
+        },
         items=cut(history, point.steps),
         every=history.series(),
         facts={"elapsed": point.elapsed, "state": state, "method": method},
@@ -73,6 +83,20 @@ def _unpacked(contents: checkpoint.Contents) -> tuple[ResumePoint, History]:
     )
     every = {name: every for name, every in contents.every.items() if name != "loss"}
     return point, History.of(contents.items, every)
+
+
+def completed(state: Any, flat: Flat, earlier: tuple[ResumePoint, History]) -> tuple[Any, History]:
+    """What an earlier fit that is complete has returned."""
+    point, history = earlier
+    fixed = fixed_values(flat.fixed, point)
+    again = History.of(history, history.every)
+    again.start, again.resume_point = state, point
+    return flat.layout.state([jax.numpy.asarray(x) for x in point.final or ()], fixed), again
+
+
+def fixed_values(fixed: Sequence[Any], point: ResumePoint) -> list[Any]:
+    """All that is not free, where callbacks of the earlier fit have changed it with these changes."""
+    return [x if new is None else new for x, new in zip(fixed, point.fixed, strict=True)]
 
 
 def describe_state(layout: Layout, constants: Constants) -> Description:
@@ -98,7 +122,8 @@ def _array(x: Any) -> str:
 
 def describe_method(programs: "Programs", constants: Constants) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    carry = jax.eval_shape(programs.loop.begin, constants)
+    loop = programs.loop
+    carry = jax.eval_shape(loop.begin, constants)
     parts = [("optimizer", carry.stepper)]
     for callback, part in zip(programs.loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
@@ -108,7 +133,9 @@ def describe_method(programs: "Programs", constants: Constants) -> Description:
             name = f"{name} (callback {number - 1})"
         for path, leaf in jax.tree.leaves_with_path(part):
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
-    return described
+    step = lambda carry, constants: loop.step(*loop.bind(constants), carry, jax.numpy.zeros((), int))
+    program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
+    return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
 
 
 def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> None:
@@ -119,14 +146,26 @@ def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> Non
 
 def check_method(point: ResumePoint, programs: "Programs", constants: Constants) -> None:
     """Raise `ValueError`, which says what differs, unless a point has such a carry."""
-    _, there = point.describe()
-    _check("another optimizer or other callbacks", there, describe_method(programs, constants))
+    (_, there), here = point.describe(), describe_method(programs, constants)
+    programs_differ = there.get(_PROGRAM) != here[_PROGRAM]
+    there, here = ({k: x for k, x in parts.items() if k != _PROGRAM} for parts in (there, here))
+    advice = (
+        f". To go on otherwise, resume as it was with max_steps={point.steps}, and give the state that "
+        "this returns to a new run"
+    )
+    _check("another optimizer or other callbacks", there, here, advice)
+    if programs_differ:
+        _warn(
+            "resume_from: the loss, the optimizer's settings (such as its learning rate) or those of a "
+            "callback are not those with which the fit began; going on with the new ones, but for what "
+            "the optimizer's state holds"
+        )
 
 
-def _check(kind: str, there: Description, here: Description) -> None:
+def _check(kind: str, there: Description, here: Description, advice: str = "") -> None:
     if differences := [*_differences(there, here)]:
         shown = "; ".join(differences[:10]) + ("; ..." if len(differences) > 10 else "")
-        raise ValueError(f"cannot resume: the fit to go on with is of {kind}: {shown}")
+        raise ValueError(f"cannot resume: the fit to go on with is of {kind}: {shown}{advice}")
 
 
 def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:

@@ -13,13 +13,13 @@ from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
 from ..state import Flat, Layout
+from . import resume
 from .chunks import Chunks, End
 from .compiled import Programs
 from .history_writer import HistoryWriter
 from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
-from .resume import check_state
 from .validation import depth_in_package
 
 
@@ -39,7 +39,9 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
     traced = [one for one in start.callbacks if isinstance(one, Callback)]
     if earlier is not None:
         constants = Constants(start.flat.free, start.flat.fixed)
-        check_state(earlier[0], start.flat.layout, constants)
+        resume.check_state(earlier[0], start.flat.layout, constants)
+        if earlier[0].final is not None:
+            return resume.completed(start.state, start.flat, earlier)
     chunks = Chunks(start.programs_for, start.flat, Rhythm(hosts, start.max_steps))
     writer = HistoryWriter(start.state, traced, start.max_steps)
     fit = RunningFit(chunks, writer, start.max_steps)
@@ -49,20 +51,20 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
             if earlier[0].carry is not None:
                 writer.take_up(earlier[1], earlier[0].steps)
         with HostCallbacks(start.callbacks, chunks, fit) as callbacks:
-            reason = StopReason(f"reached max_steps={start.max_steps}", False)
+            reason = StopReason(f"reached max_steps={start.max_steps}")
             for advance in chunks:
                 if advance.is_lost:
                     return None
                 writer.append(advance.losses, advance.records, advance.steps)
                 last = chunks.point.steps - 1
                 if advance.fault is not None:
-                    stop = StopReason(advance.fault, False)
+                    stop = StopReason(advance.fault)
                 else:
                     stop = callbacks.call(advance.stopper, interruption)
                 if stop is None and interruption.requested:
-                    stop = StopReason(f"interrupted (Ctrl-C) after step {last}", False)
+                    stop = StopReason(f"interrupted (Ctrl-C) after step {last}")
                 if stop is None and fit.requested_stop is not None:
-                    stop = StopReason(f"{fit.requested_stop} (after step {last})", False)
+                    stop = StopReason(f"{fit.requested_stop} (after step {last})")
                 if stop is not None:
                     reason = stop
                     break
@@ -80,10 +82,13 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
     for i, result in programs.results:
         candidate = result(end.callbacks[i], loss)
         if candidate is not None and bool(candidate[0]):
-            values = jax.device_put(jax.tree.leaves(candidate[1]))
+            shardings = [x.sharding for x in values]
+            values = jax.device_put(jax.tree.leaves(candidate[1]), shardings)
             loss = float(np.asarray(candidate[2]))
     if end.fault is not None:
-        reason = StopReason(end.fault, False)
+        reason = StopReason(end.fault)
+    if reason.is_final:
+        point = point._replace(final=list(values))
     writer.end(chunks.point.steps, loss, reason, chunks.elapsed, point)
     for i, finish in programs.finishes:
         finish(history, carries[i])
@@ -100,7 +105,7 @@ def _stalled(reason: StopReason, names: Sequence[str]) -> StopReason:
         f"further inside, or take a method that keeps bounds itself. {reason.sentence}"
     )
     warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
-    return StopReason(sentence, False)
+    return StopReason(sentence)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,7 @@ class Scanned(NamedTuple):
 
 def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
     """A whole fit as one `lax.scan`."""
+    constants = constants._replace(start=_nan_outside(loop, constants.start))
     after_update = loop.problem.method.loss_after_update
     objective, stepper = loop.bind(constants)
     carry = loop.begin(constants)
@@ -68,9 +69,12 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
 
     zero = jnp.zeros((), jnp.int32)
     state = (carry, stepper.position(carry.stepper), zero, zero)
+    axes = _manual_axes(jax.eval_shape(advance, state, zero))
+    go_on = lambda state, step: _varying(advance(state, step), axes)
+    stand_still = lambda state, step: _varying(idle(state, step), axes)
     (carry, good, code, count), (losses, records) = lax.scan(
-        lambda state, step: lax.cond(state[2] == RUNNING, advance, idle, state, step),
-        state,
+        lambda state, step: lax.cond(state[2] == RUNNING, go_on, stand_still, state, step),
+        _varying(state, axes),
         jnp.arange(max_steps, dtype=jnp.int32),
     )
     converged = _converged(loop, constants, carry, code)
@@ -95,6 +99,30 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
             result = _select(better, jax.tree.leaves(params), result)
             loss = _select(better, found, loss)
     return Scanned(result, loss, losses, count, converged, records)
+
+
+def _manual_axes(tree: PyTree) -> frozenset[str]:
+    """The axes of a `shard_map` around the fit over which anything in a pytree varies."""
+    return frozenset().union(*(getattr(x, "vma", None) or () for x in jax.tree.leaves(tree)))
+
+
+def _varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
+    """The same, of a type that varies over these axes: all branches and steps must agree on it."""
+
+    def cast(x: Array) -> Array:
+        missing = tuple(axes - (getattr(jax.typeof(x), "vma", None) or frozenset()))
+        return lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def _nan_outside(loop: Loop, values: list[Array]) -> list[Array]:
+    """The values, but NaN where one leaves its bounds: such a fit fails at its first step."""
+    pairs = zip(loop.layout.specs, values, strict=True)
+    return [
+        jnp.where(spec.is_inside(value), value, jnp.nan) if spec.is_bounded else value
+        for spec, value in pairs
+    ]
 
 
 def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array) -> Array:

@@ -1,9 +1,10 @@
 """Is it what it should be? Arguments of a fit, and what losses and callbacks return."""
 
+import contextlib
 import dataclasses
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ from jaxtyping import Array, PyTree
 from ..callback import Callback, HostCallback, PlainFunction, label
 from ..parameter.parameter import Parameter
 from ..state import is_parameter
+
+MOST_STEPS = 10**9  # what a method gets that is to make as many as it takes
 
 
 def check_callbacks(callback: Any) -> tuple[Callback | HostCallback, ...]:
@@ -78,6 +81,18 @@ def bad_start(names: Sequence[str], values: Sequence[Array], loss: float) -> str
         f"the loss is {loss} at the start of the fit, with "
         f"{', '.join(f'{name}={np.asarray(value)}' for name, value in pairs)}"
     )
+
+
+@contextlib.contextmanager
+def numpy_advice(what: str) -> Iterator[None]:
+    """Say what to do where a function of the user calls NumPy."""
+    try:
+        yield
+    except jax.errors.TracerArrayConversionError as error:
+        raise TypeError(
+            f"the {what} hands a traced array to NumPy: write jax.numpy (jnp.exp and so on) in place of "
+            "numpy, and no float() or .item()"
+        ) from error
 
 
 def check_loss(result: Any, has_aux: bool) -> tuple[Array, Any]:

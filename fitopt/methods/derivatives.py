@@ -56,7 +56,15 @@ def _forward(function: Callable) -> Callable:
             value, aux = function(from_real(real, x))
             return value, (value, aux)
 
-        grads, value_and_aux = jax.jacfwd(with_value, has_aux=True)(to_real(x))
+        try:
+            grads, value_and_aux = jax.jacfwd(with_value, has_aux=True)(to_real(x))
+        except (TypeError, NotImplementedError) as error:
+            if "jvp) to a custom_vjp" in str(error) or "'custom_lin'" in str(error):
+                raise ValueError(
+                    "the loss contains a jax.custom_vjp (diffrax' default adjoint is one), which "
+                    'forward mode cannot differentiate; call run(..., mode="rev")'
+                ) from error
+            raise
         return value_and_aux, from_real(grads, x)
 
     return run

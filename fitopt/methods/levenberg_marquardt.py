@@ -1,4 +1,4 @@
-"""Levenberg's and Marquardt's method for least squares, made for `optimistix` and this loop.
+"""Levenberg's and Marquardt's method for least squares within bounds, for `optimistix` and this loop.
 
 What goes from step to step is small, however many residuals there are: a triangle that has the same
 products of columns as the Jacobian and the residuals.
@@ -6,7 +6,7 @@ products of columns as the Jacobian and the residuals.
 
 from collections.abc import Callable
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -15,25 +15,18 @@ import lineax as lx
 import optimistix as optx
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Bool, Float, PyTree, Scalar
 
 from .derivatives import along_basis
+from .trust_region import Expectation, bounded_step, lengths, next_radius, squares, triangle_of
 
 Function = Callable[[PyTree, Any], tuple[PyTree, PyTree]]  # of parameters and args: residuals, and aux
 
-_FIRST_DAMPING = 1e-3
-_MOST_RELIEF = 0.1  # by which a good step multiplies the damping
 _LEAST_GAIN = 1e-4  # of the predicted reduction: a step with less is taken back
-_SMALL = 2**14  # numbers: for such matrices Householder's reflections cost no more than other ways
-
-
-class Expectation(NamedTuple):
-    """What should come of a step."""
-
-    reduction: Float[Array, ""]  # of the sum of squares
-    rounding: Float[Array, ""]  # how much of a change may be no more than that
-    small: Bool[Array, ""]  # whether the step is within the tolerance
+_APPROACH = 0.5  # of the way to a bound is how far one step may go
+_NEARBY = 1e-5  # of the residuals' norm: where the rest of the way changes less, the bound is reached
+_INWARD = 1e-2  # of the width between bounds: how far a start on one of them is moved
+_UNCERTAIN = 16.0  # times the rounding: what a change must exceed that no step has made
 
 
 class LevenbergMarquardtState(eqx.Module):
@@ -43,11 +36,11 @@ class LevenbergMarquardtState(eqx.Module):
     expected: Expectation  # there
     reduced: Float[Array, "k n+1"]  # Jacobian and residuals at the best point so far: `_reduced`
     aux: PyTree  # there
-    damping: Float[Array, ""]
-    growth: Float[Array, ""]  # of the damping, if the point is worse
-    cautious: Bool[Array, ""]  # whether relative changes are damped, too
+    scale: Float[Array, " n"]  # of parameters: the largest effect that each has had
+    radius: Float[Array, ""]  # of the trust region
     first: Bool[Array, ""]
     terminate: Bool[Array, ""]
+    stalled: Bool[Array, ""]  # ended where no step helps, though the gradient says that one should
 
     @property
     def f_info(self) -> Any:
@@ -59,40 +52,68 @@ class LevenbergMarquardtState(eqx.Module):
 
 
 class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
-    """Levenberg-Marquardt, indifferent to the units of parameters and residuals.
+    """Levenberg-Marquardt in a trust region and within bounds, indifferent to units.
 
     **Arguments:**
 
-    - `rtol`: the tolerance. It has converged when the next step changes the residuals by less than
-        this part of their norm, and each parameter either by less than this part of itself or, seen
-        by its effect alone, the residuals by less than this part of their norm.
+    - `rtol`: the tolerance. It has converged when the undamped step of Gauss and Newton, of those
+        parameters that no bound holds, changes the residuals by less than this part of their norm
+        (this is the relative offset of Bates and Watts, 1981, Technometrics 23, 179-183: it vanishes
+        where the residuals are orthogonal to the columns of the Jacobian, and nowhere else), and each
+        parameter either by less than this part of itself or, seen by its effect alone, the residuals
+        by less than this part of their norm. That a step is short since it is damped counts for nothing.
+    - `first_radius`: how long the first step may be, as part of the norm of the residuals and of the
+        parameters, each multiplied by its effect on the residuals.
 
-    The damping follows Nielsen (1999, Damping parameter in Marquardt's method, IMM-REP-1999-05).
-    Parameters are scaled by their effect on the residuals, as by Marquardt (1963), and in such a way
-    that damping also opposes a step that multiplies a parameter while residuals hardly change. Changes
-    of the loss that may be rounding speak neither for nor against a point (Conn, Gould and Toint, 2000,
-    Trust-Region Methods, 17.4.2), so that it converges to the last digits.
+    The damping is what keeps a step within the trust region (Moré, 1978, The Levenberg-Marquardt
+    algorithm: implementation and theory, LNM 630, 105-116), in which parameters are scaled by the
+    largest effect that they have had, as in MINPACK. Its radius follows the gain ratio smoothly
+    (Nielsen, 1999, Damping parameter in Marquardt's method, IMM-REP-1999-05). Changes of the loss that
+    may be rounding speak neither for nor against a point (Conn, Gould and Toint, 2000, Trust-Region
+    Methods, 17.4.2), so that it converges to the last digits.
 
-    Options, as for `optimistix.LevenbergMarquardt`: `jac`, `"fwd"` or `"bwd"`.
+    A step that meets a bound goes on along it, by the active-set method (Nocedal and Wright, 2006,
+    Numerical Optimization, 16.5); but until the rest of the way hardly changes the residuals it goes
+    only half of the way there, in the spirit of interior methods (Coleman and Li, 1996, SIAM J. Optim.
+    6, 418-445), lest an early step leave a parameter where others have no effect, as on a height of
+    zero. A solution on a bound is there exactly.
 
-    **Raises:** `TypeError` and `ValueError` unless `rtol` is a number of at least 0 and less than 1.
+    Options: `jac`, `"fwd"` or `"bwd"`, as for `optimistix.LevenbergMarquardt`; `lower` and `upper`,
+    bounds in the structure of `y`, infinite where there is none. The start must be within them; one
+    that is on a bound is moved a little inside: by a hundredth of the way to the opposite bound, or, if
+    there is none, by the root of the machine's precision times the bound, or 1 if that is more.
+
+    When it ends, `stalled` in its state says whether that is because no step helps any more, though the
+    gradient says that one should: the derivatives are wrong there, or the residuals rough.
+
+    **Raises:** `TypeError` and `ValueError` unless `rtol` is a number of at least 0 and less than 1, and
+    `first_radius` a number above 0.
 
     >>> solver = LevenbergMarquardt(rtol=1e-5)
     >>> residuals = lambda y, args: jnp.array([10 * (y[1] - y[0] ** 2), 1 - y[0]])
     >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0])).value
     Array([1., 1.], dtype=float32)
+    >>> bounds = {"upper": jnp.array([0.5, jnp.inf])}
+    >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0]), options=bounds).value
+    Array([0.5 , 0.25], dtype=float32)
     """
 
     rtol: float
+    first_radius: float
     atol: float
     norm: Callable[[PyTree], Scalar]
 
-    def __init__(self, rtol: float):
-        if isinstance(rtol, bool) or not isinstance(rtol, Real):
-            raise TypeError(f"LevenbergMarquardt: rtol must be a number, got {rtol!r}")
+    def __init__(self, rtol: float, first_radius: float = 1.0):
+        for name, value in (("rtol", rtol), ("first_radius", first_radius)):
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"LevenbergMarquardt: {name} must be a number, got {value!r}")
         if not 0 <= rtol < 1:
             raise ValueError(f"LevenbergMarquardt: rtol must be within [0, 1), got {rtol!r}")
+        if not 0 < first_radius < float("inf"):
+            message = "LevenbergMarquardt: first_radius must be finite and above 0, got"
+            raise ValueError(f"{message} {first_radius!r}")
         self.rtol = float(rtol)
+        self.first_radius = float(first_radius)
         self.atol = 0.0
         self.norm = optx.max_norm
 
@@ -114,15 +135,15 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         jax.eval_shape(lambda x: _linearized(function, x, options.get("jac", "fwd"))[1](), point)
         no, zero = jnp.zeros((), bool), jnp.zeros((), dtype)
         return LevenbergMarquardtState(
-            y_eval=y,
-            expected=Expectation(zero, zero, no),
+            y_eval=unravel(_inside(point, *_bounds(options, point))),
+            expected=Expectation(zero, zero, zero, zero, no, no, ~no),
             reduced=jnp.zeros((min(m, n + 1), n + 1), dtype),
             aux=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux_struct),
-            damping=zero + _FIRST_DAMPING,
-            growth=zero + 2,
-            cautious=~no,
+            scale=jnp.zeros(n, dtype),
+            radius=zero,
             first=~no,
             terminate=no,
+            stalled=no,
         )
 
     def step(
@@ -136,39 +157,49 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
     ) -> tuple[PyTree, LevenbergMarquardtState, PyTree]:
         point, unravel = ravel_pytree(y)
         trial, _ = ravel_pytree(state.y_eval)
-        dtype = state.damping.dtype
+        expected, dtype = state.expected, state.radius.dtype
         function = lambda x: _in_a_row(fn, unravel(x), args, dtype)
         residual, jacobian, aux = _linearized(function, trial, options.get("jac", "fwd"))
-        loss, before = _squares(residual), _squares(state.reduced[:, -1])
-        gain = (before - loss) / state.expected.reduction
-        visible = state.expected.reduction > state.expected.rounding
-        promising = jnp.where(visible, gain > _LEAST_GAIN, loss <= before + state.expected.rounding)
+        loss, before = squares(residual), squares(state.reduced[:, -1])
+        gain = (before - loss) / expected.reduction
+        visible = expected.reduction > expected.rounding
+        promising = jnp.where(visible, gain > _LEAST_GAIN, loss <= before + expected.rounding)
         promising |= state.first
         reduced = lax.cond(promising, lambda: _reduced(jacobian(), residual), lambda: state.reduced)
         # Where the loss would tell no more than rounding, judge by what the parameters could yet remove.
-        left, had = (_squares(matrix[: point.size, -1]) for matrix in (reduced, state.reduced))
-        gain = lax.stop_gradient(jnp.where(visible, gain, 1 - left / had))
-        better = state.first | (promising & (gain > _LEAST_GAIN) & jnp.all(jnp.isfinite(reduced)))
+        left, had = (squares(matrix[: point.size, -1]) for matrix in (reduced, state.reduced))
+        gain = lax.stop_gradient(jnp.where(visible, gain, (had - left) / expected.reduction))
+        enough = gain >= jnp.where(visible, _LEAST_GAIN, 0)
+        better = state.first | (promising & enough & jnp.all(jnp.isfinite(reduced)))
         point, reduced, aux = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             (trial, reduced, aux),
             (point, state.reduced, state.aux),
         )
-        relief = jnp.maximum(_MOST_RELIEF, 1 - (2 * jnp.minimum(gain, 1) - 1) ** 3)
-        factor = jnp.where(state.first, 1, jnp.where(better, relief, state.growth))
-        eps = jnp.finfo(dtype).eps
-        damping = jnp.clip(state.damping * factor, eps, 1 / eps)
-        move, expected, cautious = self._propose(point, reduced, damping, state.cautious)
+        effects = lax.stop_gradient(lengths(reduced[:, :-1]))
+        scale = jnp.maximum(state.scale, effects)
+        size = lax.stop_gradient(jnp.linalg.norm(reduced[:, -1]))
+        longest = self.first_radius * (size + jnp.linalg.norm(scale * lax.stop_gradient(point)))
+        radius = next_radius(state.radius, expected, better, gain, lax.stop_gradient(loss - before))
+        radius = jnp.where(state.first, longest, radius)
+        bounds = _bounds(options, point)
+        trial, proposed = self._propose(point, reduced, effects, scale, radius, bounds)
+        # Does no step help any more? Rounding explains it where the gradient promises no more than that.
+        rests = jnp.all(trial == point)
+        vain = ~better & expected.undamped & ~visible
+        stuck = rests | vain | (~better & (radius <= jnp.finfo(dtype).eps * size))
+        explained = (rests & proposed.undamped) | ~proposed.steep
+        small = expected.small & jnp.isfinite(loss)
         state = LevenbergMarquardtState(
-            y_eval=unravel(point + move.astype(point.dtype)),
-            expected=expected,
+            y_eval=unravel(trial),
+            expected=proposed,
             reduced=reduced,
             aux=aux,
-            damping=damping,
-            growth=jnp.where(better, 2, 2 * state.growth),
-            cautious=cautious,
+            scale=scale,
+            radius=radius,
             first=jnp.zeros((), bool),
-            terminate=jnp.isfinite(loss) & (state.expected.small | (~better & (damping >= 1 / eps))),
+            terminate=small | stuck | ~jnp.all(jnp.isfinite(trial)),
+            stalled=stuck & ~small & ~proposed.small & ~explained,
         )
         return unravel(point), state, aux
 
@@ -176,36 +207,58 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         self,
         point: Float[Array, " n"],
         reduced: Float[Array, "k n+1"],
-        damping: Float[Array, ""],
-        cautious: Bool[Array, ""],
-    ) -> tuple[Float[Array, " n"], Expectation, Bool[Array, ""]]:
-        """The next step."""
-        jacobian, residual = reduced[:, :-1], reduced[:, -1]
-        effects, size, values = lax.stop_gradient(
-            (_lengths(jacobian), jnp.linalg.norm(residual), jnp.abs(point))
-        )
-        eps = jnp.finfo(size.dtype).eps
+        effects: Float[Array, " n"],
+        scale: Float[Array, " n"],
+        radius: Float[Array, ""],
+        bounds: tuple[Array | None, Array | None],
+    ) -> tuple[Float[Array, " n"], Expectation]:
+        """The next point to try, and what should come of it."""
+        dtype, eps = reduced.dtype, jnp.finfo(reduced.dtype).eps
+        units = jnp.where(scale > 0, scale, 1)
+        jacobian, residual = reduced[:, :-1] / units, reduced[:, -1]
+        of_one = effects / units
+        known, unexplained, values = lax.stop_gradient((jacobian, residual, jnp.abs(point)))
+        size = jnp.linalg.norm(unexplained)
         noise = eps * jnp.maximum(size, jnp.max(effects * values))
         enough = self.rtol * size + noise
+        gradient = known.T @ unexplained
+        # A parameter without effect stays where it is, like one that a bound holds.
+        fixed, limits = effects == 0, None
+        if any(side is not None for side in bounds):
+            room = lax.stop_gradient(tuple(_room(point, side) for side in bounds))
+            below, above = (-units * room[0], units * room[1])
+            fixed |= ((below >= 0) & (gradient > 0)) | ((above <= 0) & (gradient < 0))
+            limits = tuple(
+                jnp.where(of_one * jnp.abs(x) <= _NEARBY * size + noise, x, _APPROACH * x)
+                for x in (below, above)
+            )
+        step, newton, damping = bounded_step(jacobian, residual, radius, fixed, limits)
 
-        def step(scale: Array, damping: Array) -> tuple[Array, Expectation]:
-            scale = jnp.where(scale > 0, scale, 1)
-            scaled = jacobian / scale
-            step = _damped(scaled, residual, damping)
-            change, length = _squares(scaled @ step), _squares(step)
-            move = step / scale
-            small = effects * jnp.abs(move) <= jnp.maximum(enough, self.rtol * effects * values)
-            small = jnp.all(small) & (jnp.sqrt(change) <= enough)
-            rounding = 4 * noise * (size + noise)
-            return move, Expectation(change + 2 * damping * length, rounding, small)
+        def small(step: Array) -> Array:
+            alone = jnp.maximum(enough, self.rtol * effects * values)
+            change = jnp.linalg.norm(known @ step)
+            return jnp.all(of_one * jnp.abs(step) <= alone) & (change <= enough)
 
-        # Oppose steps that multiply a parameter while residuals hardly change.
-        relative = jnp.where(cautious & (values > 0), size / values, 0)
-        move, expected = step(jnp.maximum(effects, relative), damping)
-        # They may be small for this reason alone, or since they are damped.
-        bare = lambda: step(effects, jnp.asarray(eps, size.dtype))[1].small
-        small = lax.cond(expected.small, bare, lambda: expected.small)
-        return move, expected._replace(small=small), cautious & (small | ~expected.small)
+        rounding, tiny = 4 * noise * (size + noise), jnp.finfo(dtype).tiny / eps
+        known_step = lax.stop_gradient(step)
+        undamped, slope = damping == 0, 2 * gradient @ known_step
+        expected = Expectation(
+            reduction=-slope - squares(known @ known_step),
+            slope=slope,
+            rounding=rounding,
+            length=jnp.linalg.norm(known_step),
+            undamped=undamped,
+            small=small(newton) | (undamped & small(known_step)) | (squares(unexplained) <= tiny),
+            steep=jnp.any(~fixed & (jnp.square(gradient) > _UNCERTAIN * rounding * jnp.square(of_one))),
+        )
+        trial = point + (step / units).astype(point.dtype)
+        if limits is not None:
+            lower, upper = bounds
+            if lower is not None:
+                trial = jnp.where((known_step <= below) & (below <= 0), lower, jnp.maximum(trial, lower))
+            if upper is not None:
+                trial = jnp.where((known_step >= above) & (above >= 0), upper, jnp.minimum(trial, upper))
+        return trial, expected
 
     def terminate(
         self,
@@ -234,6 +287,32 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         return y, aux, {}
 
 
+def _bounds(options: dict[str, Any], like: Float[Array, " n"]) -> tuple[Array | None, Array | None]:
+    """Lower and upper bounds, each None if there are none."""
+    given = (options.get("lower"), options.get("upper"))
+    return tuple(x if x is None else ravel_pytree(x)[0].astype(like.dtype) for x in given)  # type: ignore
+
+
+def _inside(point: Float[Array, " n"], lower: Array | None, upper: Array | None) -> Float[Array, " n"]:
+    """A start, moved from its bound: there a parameter may be without effect, or others are."""
+    eps = jnp.finfo(point.dtype).eps
+    width = _room(jnp.zeros_like(point) if lower is None else lower, upper)
+    width = jnp.where(lower is None, jnp.inf, width)
+
+    def inward(bound: Array) -> Array:
+        # Without a width there is no unit but the bound's own, and 1; scipy's trf does the same.
+        return jnp.where(jnp.isfinite(width), _INWARD * width, eps**0.5 * jnp.maximum(1, jnp.abs(bound)))
+
+    if lower is not None:
+        point = jnp.where(point <= lower, lower + inward(lower), point)
+    return point if upper is None else jnp.where(point >= upper, upper - inward(upper), point)
+
+
+def _room(point: Float[Array, " n"], bound: Array | None) -> Float[Array, " n"]:
+    """How far a bound is away; infinitely where there is none."""
+    return jnp.full_like(point, jnp.inf) if bound is None else jnp.abs(bound - point)
+
+
 def _in_a_row(fn: Function, y: PyTree, args: Any, dtype: Any) -> tuple[Float[Array, " m"], PyTree]:
     """Residuals and aux."""
     output, aux = fn(y, args)
@@ -253,73 +332,4 @@ def _linearized(
 
 def _reduced(jacobian: Float[Array, "m n"], residual: Float[Array, " m"]) -> Float[Array, "k n+1"]:
     """Both side by side, rotated such that all but the first n + 1 rows are zero, and without these."""
-    return _triangle(jnp.concatenate([jacobian.astype(residual.dtype), residual[:, None]], axis=1))
-
-
-@jax.custom_jvp
-def _triangle(matrix: Float[Array, "m n"]) -> Float[Array, "k n"]:
-    """A small matrix whose columns have the same products."""
-    m, n = matrix.shape
-    if m <= n:
-        return matrix
-    if m * n < _SMALL:
-        return jnp.linalg.qr(matrix, mode="r")
-    # The products themselves take a tenth of the time, but have the square of the condition.
-    largest = jnp.max(jnp.abs(matrix), axis=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    products = (matrix / largest).T @ (matrix / largest)
-    lengths = jnp.sqrt(jnp.diagonal(products))
-    lengths = jnp.where(lengths > 0, lengths, 1)
-    root = jnp.linalg.cholesky(products / lengths / lengths[:, None], upper=True)
-    independent = jnp.min(jnp.diagonal(root)[:-1]) > jnp.finfo(matrix.dtype).eps ** 0.25
-    return lax.cond(
-        independent,
-        lambda: root * lengths * largest,
-        lambda: jnp.linalg.qr(matrix, mode="r"),
-    )
-
-
-@_triangle.defjvp
-def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    (matrix,), (tangent,) = primals, tangents
-    if matrix.shape[0] <= matrix.shape[1]:
-        return matrix, tangent
-    # Not the derivative of the triangle, but one with the same derivatives of products.
-    rotation, triangle = jnp.linalg.qr(matrix)
-    return triangle, rotation.T @ tangent
-
-
-@jax.custom_jvp
-def _damped(
-    matrix: Float[Array, "k n"], vector: Float[Array, " k"], damping: Float[Array, ""]
-) -> Float[Array, " n"]:
-    """The x for which |matrix x + vector|² + damping |x|² is least."""
-    return _damped_with_triangle(matrix, vector, damping)[0]
-
-
-def _damped_with_triangle(matrix: Array, vector: Array, damping: Array) -> tuple[Array, Array]:
-    n = matrix.shape[1]
-    above = jnp.concatenate([matrix, vector[:, None]], axis=1)
-    below = jnp.sqrt(damping) * jnp.eye(n, n + 1, dtype=matrix.dtype)
-    triangle = jnp.linalg.qr(jnp.concatenate([above, below]), mode="r")
-    return -solve_triangular(triangle[:n, :n], triangle[:n, n]), triangle[:n, :n]
-
-
-@_damped.defjvp
-def _(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
-    matrix, vector, damping = primals
-    of_matrix, of_vector, of_damping = tangents
-    x, triangle = jax.tree.map(lax.stop_gradient, _damped_with_triangle(*primals))
-    slope = of_matrix.T @ (matrix @ x + vector) + matrix.T @ (of_matrix @ x + of_vector) + of_damping * x
-    return x, -solve_triangular(triangle, solve_triangular(triangle, slope, trans=1))
-
-
-def _squares(x: Array) -> Float[Array, ""]:
-    return jnp.sum(jnp.square(x))
-
-
-def _lengths(matrix: Float[Array, "k n"]) -> Float[Array, " n"]:
-    """Of the columns; their squares need not be numbers of this precision."""
-    largest = jnp.max(jnp.abs(matrix), axis=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.linalg.norm(matrix / largest, axis=0)
+    return triangle_of(jnp.concatenate([jacobian.astype(residual.dtype), residual[:, None]], axis=1))

@@ -85,7 +85,8 @@ class StopReason(NamedTuple):
     """Why a fit has ended."""
 
     sentence: str
-    converged: bool
+    converged: bool = False
+    is_final: bool = False  # whether the fit is complete, so that nothing is left to resume
 
 
 class Stepper(abc.ABC):

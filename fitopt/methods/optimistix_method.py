@@ -14,15 +14,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..callback import StepInfo
 from .derivatives import value_and_gradient
+from .lbfgsb import LBFGSB
 from .levenberg_marquardt import LevenbergMarquardt
 from .method import Method, Objective, Stepper, StopReason, TracedOnce
 from .solver_state import arrays_of, equal, finite, with_arrays
 
-CONVERGED, AT_REST, FAILED = 1, 2, 3
+CONVERGED, AT_REST, FAILED, STALLED = 1, 2, 3, 4
+
+_OURS = (LevenbergMarquardt, LBFGSB)
 
 # Solvers that try one point in each step, and move there if they accept it.
 _SEARCHES = (
-    LevenbergMarquardt,
+    *_OURS,
     optx.AbstractGaussNewton,
     optx.AbstractQuasiNewton,
     optx.AbstractGradientDescent,
@@ -39,6 +42,10 @@ class OptimistixMethod(Method):
         if isinstance(solver, optx.GoldenSearch):
             raise ValueError("GoldenSearch needs an interval to search, which a state does not have")
         self.solver = solver
+
+    @property
+    def keeps_bounds(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.solver is None or isinstance(self.solver, _OURS)
 
     def bind(self, objective: Objective) -> Stepper:
         return _bound(self.solver, TracedOnce(objective))
@@ -61,7 +68,10 @@ class OptimistixMethod(Method):
             StopReason(
                 f"{name} could not go on: its next step is not finite; either the derivatives are not, "
                 "or a parameter has no effect",
-                converged=False,
+            ),
+            StopReason(
+                f"{name} stalled: it makes no more progress, though the gradient says that this is no "
+                "minimum; the loss may be discontinuous or not differentiable here, or too imprecise"
             ),
         )
 
@@ -197,8 +207,9 @@ class SolverStepper(Stepper):
         solver, y = self._solver, self._as_solver_wants(carry.vector)
         mode, template = eqx.filter_eval_shape(self._begin, carry.vector)
         state, options = with_arrays(template, carry.solver), self._options(mode)
-        new, state, _ = solver.step(self._as_solver_calls, y, None, options, state, frozenset())
-        done, result = solver.terminate(self._as_solver_calls, y, None, options, state, frozenset())
+        with jax.numpy_rank_promotion("allow"):  # whatever the user wants of the loss, traced by now
+            new, state, _ = solver.step(self._as_solver_calls, y, None, options, state, frozenset())
+            done, result = solver.terminate(self._as_solver_calls, y, None, options, state, frozenset())
         stop_code = jnp.where(done, CONVERGED, 0).astype(jnp.int32)
         new = self._rounded(jnp.stack(new) if isinstance(new, list) else new)
         carry = _Carry(new, arrays_of(state, like=carry.solver), carry.begun, stop_code)
@@ -236,14 +247,21 @@ class SolverStepper(Stepper):
         y, function = self._as_solver_wants(vector), self._as_solver_calls
         default = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(float))
         shapes = jax.tree.map(default, self._function.shapes(self._tree(vector))[0])
+        residuals = sum(math.prod(x.shape) for x in jax.tree.leaves(shapes))
+        if self._sums_squares and residuals == 1 < vector.size:
+            raise ValueError(
+                f"the residuals are a single number, for {vector.size} numbers to be fitted; if it is a "
+                "loss, minimise it with fitopt.OptaxOptimizer(loss, optimizer)"
+            )
 
         def begin(mode: str | None) -> tuple[str | None, Any]:
             options = self._options(mode)
-            return mode, self._solver.init(function, y, None, options, shapes, None, frozenset())
+            with jax.numpy_rank_promotion("allow"):
+                return mode, self._solver.init(function, y, None, options, shapes, None, frozenset())
 
         if self._mode is not None or not self._sums_squares:
             return begin(self._mode)
-        if vector.size > sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)):
+        if vector.size > residuals:
             with contextlib.suppress(ValueError):  # there is a while_loop
                 return begin("rev")
         with contextlib.suppress(TypeError, NotImplementedError):  # there is a custom_vjp
@@ -253,7 +271,12 @@ class SolverStepper(Stepper):
 
     def _options(self, mode: str | None) -> dict[str, Any]:
         name = "jac" if self._sums_squares else "autodiff_mode"
-        return {name: "fwd" if mode == "fwd" else "bwd"}
+        options: dict[str, Any] = {name: "fwd" if mode == "fwd" else "bwd"}
+        if (bounds := self._objective.vector.bounds()) is not None:
+            options |= dict(
+                zip(("lower", "upper"), map(_by_default, map(jnp.asarray, bounds)), strict=True)
+            )
+        return options
 
     @contextlib.contextmanager
     def _advice(self) -> Iterator[None]:
@@ -290,7 +313,9 @@ class SearchStepper(SolverStepper):
         with self._advice():
             carry, state, ok = self._solver_step(carry)
         stop_code = carry.stop_code
-        ours = self._given is None or isinstance(self._given, LevenbergMarquardt)
+        ours = isinstance(self._solver, _OURS)
+        if ours:
+            stop_code = jnp.where(state.stalled, STALLED, stop_code)
         if not (ours or self._objective.vector.is_affine):
             stop_code = jnp.where(self._settled(last, carry), CONVERGED, stop_code)
         if hasattr(state, "num_steps_since_acceptance"):  # one of optimistix' own for least squares
@@ -298,7 +323,7 @@ class SearchStepper(SolverStepper):
             rests = equal(self._rounded(state.y_eval), carry.vector)
             rests &= (state.num_steps_since_acceptance > 0) & (stop_code == 0)
             stop_code = jnp.where(rests, AT_REST, stop_code)
-        if not self._sums_squares:
+        if not (ours or self._sums_squares):
             # A trial point that is not finite is rejected, and the next one nearer; unless what all
             # of them come from is not finite. For least squares a linear solver has noticed that.
             ok &= finite(state.y_eval) | finite(state.descent_state)

@@ -98,14 +98,14 @@ def set_learning_rate(state: PyTree, learning_rate: ArrayLike | Mapping[str, Arr
     """
     current, new = known_rate(_find_rate(state)), learning_rate
     if isinstance(new, Mapping):
-        known = list(current) if isinstance(current, dict) else []
+        known = [*current] if isinstance(current, Mapping) else []
         if unknown := [label for label in new if label not in known]:
             raise ValueError(f"no groups {unknown} with a learning rate; there are {known}")
 
     def change(node: Any) -> Any:
         if isinstance(node, PartitionState):
             with_rate = {k: x for k, x in node.inner_states.items() if has_rate(x)}
-            rates = new if isinstance(new, Mapping) else dict.fromkeys(with_rate, new)
+            rates: Mapping[Any, Any] = new if isinstance(new, Mapping) else dict.fromkeys(with_rate, new)
             changed = {k: set_learning_rate(x, rates[k]) for k, x in with_rate.items() if k in rates}
             return node._replace(inner_states={**node.inner_states, **changed})
         if not _holds_rate(node):

@@ -47,7 +47,7 @@ class Named:
 
     @classmethod
     def tree_unflatten(cls, name: str, values: Sequence[Any]) -> "Named":
-        return cls(*values, name)
+        return cls(values[0], name)
 
 
 def without_names(tree: PyTree) -> PyTree:

@@ -136,11 +136,21 @@ class Flat(NamedTuple):
 
 
 def flatten(state: Any) -> Flat:
-    """Take a state apart; `Layout.state` puts it together."""
+    """Take a state apart; `Layout.state` puts it together.
+
+    **Raises:** `ValueError` if a free Parameter is in it more than once.
+    """
     leaves, treedef = jax.tree.flatten(state, is_leaf=is_parameter)
     free, fixed, kept = [], [], []
+    seen: set[int] = set()
     for leaf in leaves:
         if isinstance(leaf, Parameter):
+            if leaf.free and id(leaf) in seen:
+                raise ValueError(
+                    f"{leaf!r} is in the state more than once: to share it, keep it in one place, to "
+                    "which the loss refers; to fit each by itself, make copies with p.replace()"
+                )
+            seen.add(id(leaf))
             spec = leaf._spec
             (free if spec.free else fixed).append(leaf.value)
             kept.append(spec)

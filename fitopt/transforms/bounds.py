@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from .transform import Constant, Transform, constant
 
-_JUST_INSIDE = 1e-3  # of the scale, or of the width: where a value on a bound starts
+_JUST_INSIDE = 0.1  # of the scale, or of the width: where a value on a bound starts
 
 
 class _Ends(NamedTuple):
@@ -36,7 +36,7 @@ class Interval(Transform):
 
     Each value is computed from the bound next to it. So a value 1e-30 above a bound at zero keeps its
     digits, rounding never leads across a bound, and the derivative is zero or infinite nowhere. A value
-    on a bound, which has no coordinate, gets that of a value just inside: by a thousandth of `scale`,
+    on a bound, which has no coordinate, gets that of a value just inside: by a tenth of `scale`,
     or of the width.
 
     Softplus is from Dugas et al., *Incorporating Second-Order Functional Knowledge for Better Option
