@@ -1,6 +1,7 @@
 """Pictures of fits and uncertainties: the numbers that are drawn, against closed forms."""
 
 import dataclasses
+import io
 import sys
 
 import jax
@@ -279,13 +280,9 @@ def test_a_contour_is_a_smooth_closed_line_and_more_go_into_the_same_axes():
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("a", "b")
 
 
-def test_a_contour_with_corners_or_gaps_is_drawn_as_it_is():
-    for changes in (
-        {"at_bound": np.arange(41) < 3},
-        {"points": np.where(np.arange(41)[:, None] < 3, np.nan, np.ones(2))},
-    ):
-        contour = circle(**changes)
-        np.testing.assert_array_equal(plot_contour(contour).lines[0].get_xydata(), contour.points)
+def test_a_contour_with_gaps_is_drawn_as_it_is():
+    contour = circle(points=np.where(np.arange(41)[:, None] < 3, np.nan, np.ones(2)))
+    np.testing.assert_array_equal(plot_contour(contour).lines[0].get_xydata(), contour.points)
 
 
 def test_without_matplotlib_the_extra_is_named(fit, monkeypatch):
@@ -300,3 +297,57 @@ def test_without_matplotlib_the_extra_is_named(fit, monkeypatch):
         with pytest.raises(ImportError, match=rf'{name} needs matplotlib: pip install "fitopt\[plot\]"'):
             call()
     assert fitopt.plot_fit is plot_fit
+
+
+# What must not be hidden or cut off.
+
+
+def test_long_names_are_not_cut_off_in_a_saved_picture():
+    names = [f"a_rather_long_name_of_a_parameter/{i}" for i in range(4)]
+    optimizer = LeastSquares(lambda s: jnp.stack([s[name] for name in names] * 2) - 1.0)
+    uncertainty = optimizer.uncertainty({name: Parameter(name, 1.0) for name in names})
+    axes = plot_correlation(uncertainty)
+    axes.figure.savefig(io.BytesIO())
+    whole = axes.figure.bbox
+    for label in [*axes.get_xticklabels(), *axes.get_yticklabels()]:
+        box = label.get_window_extent()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= whole.x1 and box.y1 <= whole.y1
+
+
+def test_hundreds_of_points_do_not_hide_the_curve_and_its_band(fit):
+    fitted, uncertainty = fit
+    x = np.linspace(0.0, 5.0, 300)
+    upper, _ = plot_fit(line, fitted, x, line(fitted, x) + np.sin(x), uncertainty=uncertainty)
+    dots = upper.containers[0].lines[0]
+    band = next(c for c in upper.collections if "Poly" in type(c).__name__)
+    (fine,) = [one for one in upper.lines if len(one.get_xdata()) == 400]
+    assert min(fine.get_zorder(), band.get_zorder()) > dots.get_zorder()
+    few, _ = plot_fit(line, fitted, X, Y)
+    assert dots.get_markersize() < few.containers[0].lines[0].get_markersize()
+
+
+@pytest.mark.parametrize("side", ["lower", "upper"])
+def test_the_word_bound_stands_beyond_the_profile(side):
+    optimizer = LeastSquares(lambda s: s["x"] * jnp.ones(1), sigma=1.0, absolute_sigma=True)
+    bound = {"lower": -1.0, "upper": 1.0}[side]
+    state = {"x": Parameter("x", 0.0, **{side: bound})}
+    axes = plot_profile(optimizer.uncertainty(state).profile("x", points=6))
+    axes.figure.draw_without_rendering()
+    (word,) = [text for text in axes.texts if text.get_text() == "bound"]
+    box = word.get_window_extent()
+    place = axes.transData.transform((bound, 0))[0]
+    assert box.x1 < place if side == "lower" else box.x0 > place
+
+
+def test_a_contour_at_a_bound_is_smooth_and_has_corners():
+    angle = np.linspace(0, 2 * np.pi, 24, endpoint=False)
+    circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    inside = circle[circle[:, 1] > -0.5]
+    below = np.array([[-(0.75**0.5), -0.5], [0.0, -0.5], [0.75**0.5, -0.5]])
+    points = np.concatenate([inside, below])
+    order = np.argsort(np.arctan2(points[:, 1], points[:, 0]))
+    points = np.append(points[order], points[order[:1]], axis=0)
+    region = Contour(("a", "b"), 0.95, points, points[:, 1] == -0.5, 3.0, (), np.zeros(2))
+    x, y = plot_contour(region).lines[0].get_xydata().T
+    np.testing.assert_allclose(np.hypot(x, y)[y > -0.5], 1.0, atol=6e-3)
+    assert len(x) > 100 and y.min() == -0.5

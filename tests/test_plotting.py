@@ -252,6 +252,15 @@ def test_an_array_has_a_line_for_each_entry_that_is_fitted():
     np.testing.assert_array_equal([line.get_ydata() for line in axes.lines], values.T[[0, 2]])
 
 
+def test_the_entries_of_an_array_are_labelled():
+    state = {"w": Parameter("w", np.ones((2, 2)), mask=[[True, False], [True, True]])}
+    (axes,) = plot_parameters(*parameters(state, w=np.ones((5, 2, 2))))
+    assert [text.get_text() for text in axes.get_legend().texts] == ["[0,0]", "[1,0]", "[1,1]"]
+    state = {"w": Parameter("w", np.ones(9))}
+    (axes,) = plot_parameters(*parameters(state, w=np.ones((5, 9))))
+    assert [text.get_text() for text in axes.get_legend().texts] == ["[0]", "…", "[8]"]
+
+
 def test_a_large_array_is_drawn_by_median_quartiles_and_range():
     values = np.random.default_rng(0).normal(size=(5, 10, 10))
     (axes,) = plot_parameters(*parameters({"x": Parameter("x", jnp.ones((10, 10)))}, x=values))

@@ -79,8 +79,9 @@ def plot_parameters(
     """Draw how the parameters went, a panel for each; for fits with `RecordParameters`.
 
     Finite bounds are dashed lines; one far away is an arrow at the edge. Arrays with up to twenty fitted
-    entries get a line for each; of more, the median, the quartiles and the range are drawn. An axis is
-    logarithmic where the values are positive and span more than two decades.
+    entries get a line for each, of which four are labelled, or the first and the last; of more, the
+    median, the quartiles and the range are drawn. An axis is logarithmic where the values are positive
+    and span more than two decades.
 
     **Arguments:**
 

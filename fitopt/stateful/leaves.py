@@ -105,9 +105,7 @@ def is_moved(x: Any) -> bool:
 
     Python numbers are settings, such as the rate of a dropout layer.
     """
-    if isinstance(x, float | complex) and not isinstance(x, np.generic):
-        return False
-    if is_parameter(x) and not x.free:
+    if type(x) in (float, complex) or (isinstance(x, Parameter) and not x.free):
         return False
     x = _plain(x)
     return isinstance(x, NUMBERS) and jnp.issubdtype(jnp.result_type(x), jnp.inexact)

@@ -198,10 +198,10 @@ def _by_differences(
 ) -> Float[Array, "displacements displacements"]:
     """The Hessian of a loss, by central differences of its gradient; one-sided ones on a bound."""
     at, single = vector.displacement_of, vector.displacement_of >= 0
-    spread = lambda x, missing: jnp.full_like(units, missing).at[at[single]].set(x[single])
-    value = spread(values, 0.0)
-    below = (spread(vector.lower, -jnp.inf) - value) / units
-    above = (spread(vector.upper, jnp.inf) - value) / units
+    by_displacement = lambda x, missing: jnp.full_like(units, missing).at[at[single]].set(x[single])
+    value = by_displacement(values, 0.0)
+    below = (by_displacement(vector.lower, -jnp.inf) - value) / units
+    above = (by_displacement(vector.upper, jnp.inf) - value) / units
     size = jnp.where(value == 0, 1.0, jnp.abs(value) / units)
     eps = float(jnp.finfo(units.dtype).eps)
 
@@ -216,7 +216,7 @@ def _by_differences(
     # The best step is a part of the standard error, which a first matrix tells about.
     diagonal = jnp.diagonal(matrix(eps ** (1 / 3) * size))
     errors = jnp.where(diagonal > 0, diagonal, jnp.nan) ** -0.5
-    largest = jnp.maximum(size, spread(vector.span, 1.0) / units)
+    largest = jnp.maximum(size, by_displacement(vector.span, 1.0) / units)
     return matrix(jnp.fmin(eps ** (1 / 6) * errors, 0.1 * largest))
 
 

@@ -212,8 +212,8 @@ def _diagonal(system: Callable[[Array], Array], like: Array) -> Float[Array, " n
             signs = jax.random.rademacher(key, like.shape, like.dtype)
             return signs * scale * system(signs / scale)
 
-        found = jnp.abs(jnp.mean(jax.vmap(probe)(jax.random.split(key, _PROBES)), axis=0))
-        return jnp.where((found > 0) & jnp.isfinite(found), found, diagonal), None
+        mean = jnp.abs(jnp.mean(jax.vmap(probe)(jax.random.split(key, _PROBES)), axis=0))
+        return jnp.where((mean > 0) & jnp.isfinite(mean), mean, diagonal), None
 
     keys = jax.random.split(jax.random.key(0), _ROUNDS)
     return jax.lax.scan(refine, jnp.ones_like(like), keys)[0]

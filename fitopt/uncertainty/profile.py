@@ -118,18 +118,18 @@ def profile(likelihood: Likelihood, minimum: Refit, row: int, level: float, poin
     """The curve of the least loss over an element, a little beyond its confidence interval."""
     check_unit(likelihood)
     vector, fits = likelihood.vector, ConditionalFits(likelihood, [row], minimum)
-    found = _interval(likelihood, minimum, row, level, fits)
+    interval = _interval(likelihood, minimum, row, level, fits)
     value = float(minimum.values[row])
     far = 3 * likelihood.size(row)
     sides = []
-    for end, bound in ((found.low, vector.lower[row]), (found.high, vector.upper[row])):
+    for end, bound in ((interval.low, vector.lower[row]), (interval.high, vector.upper[row])):
         reach = abs(end - value) * _BEYOND if np.isfinite(end) else far
         end = value + np.sign(end - value) * min(reach, abs(bound - value))
         held_at = np.linspace(value, end, points // 2 + 1)[1:]
         sides.append([(x, fits(np.array([x]))) for x in held_at if x != value])
     curve = [*reversed(sides[0]), (value, minimum), *sides[1]]
     return Profile(
-        **{field.name: getattr(found, field.name) for field in dataclasses.fields(found)},
+        **{field.name: getattr(interval, field.name) for field in dataclasses.fields(interval)},
         values=np.array([x for x, _ in curve]),
         losses=np.array([float(point.loss) for _, point in curve]),
         best_loss=float(minimum.loss),
@@ -186,5 +186,5 @@ def crossing(
             return np.inf, False
         growth = wanted / max(heights[distance], 0.25 * wanted)
         below, distance = distance, min(distance * max(growth * 1.01, 1.02), limit)
-    found: Any = brentq(excess, below, distance, xtol=precision * distance)
-    return float(found), False
+    root: Any = brentq(excess, below, distance, xtol=precision * distance)
+    return float(root), False
