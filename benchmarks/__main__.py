@@ -8,7 +8,7 @@ import time
 # Children measure on the same device: none of the processes may take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from . import callbacks, engine, large, least_squares, memory, optimizers, peers, scalar
+from . import bounds, callbacks, engine, large, least_squares, memory, optimizers, peers, scalar
 from .machine import describe
 from .table import markdown
 from .timing import FULL, QUICK
@@ -17,6 +17,7 @@ GROUPS = {
     **engine.GROUPS,
     **callbacks.GROUPS,
     **least_squares.GROUPS,
+    **bounds.GROUPS,
     **scalar.GROUPS,
     **large.GROUPS,
     **optimizers.GROUPS,
