@@ -40,33 +40,11 @@ from .descent import fromage, lars, lbfgs, lion, momentum, momentum_nesterov, rp
 from .groups import groups
 from .lookahead import LookaheadState, evaluation_params, lookahead
 
+# fmt: off
 __all__ = [
-    "LookaheadState",
-    "adabelief",
-    "adadelta",
-    "adafactor",
-    "adagrad",
-    "adam",
-    "adamax",
-    "adamw",
-    "evaluation_params",
-    "fromage",
-    "groups",
-    "lamb",
-    "lars",
-    "lbfgs",
-    "learning_rate",
-    "lion",
-    "lookahead",
-    "momentum",
-    "momentum_nesterov",
-    "nadam",
-    "novograd",
-    "radam",
-    "rmsprop",
-    "rprop",
-    "set_learning_rate",
-    "sgd",
-    "sm3",
-    "yogi",
+    "LookaheadState", "adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamw",
+    "evaluation_params", "fromage", "groups", "lamb", "lars", "lbfgs", "learning_rate", "lion",
+    "lookahead", "momentum", "momentum_nesterov", "nadam", "novograd", "radam", "rmsprop", "rprop",
+    "set_learning_rate", "sgd", "sm3", "yogi",
 ]
+# fmt: on

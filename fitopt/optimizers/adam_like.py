@@ -23,9 +23,8 @@ def adam(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.adam(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     method = optax.scale_by_amsgrad if amsgrad else optax.scale_by_adam
     scale = method(*two_fractions("betas", betas), number("eps", eps))
@@ -48,9 +47,8 @@ def adamw(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.adamw(0.1, weight_decay=0.0))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps))
     return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
@@ -72,9 +70,8 @@ def adamax(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.adamax(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_adamax(*two_fractions("betas", betas), number("eps", eps))
     return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
@@ -96,9 +93,8 @@ def nadam(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.nadam(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps), nesterov=True)
     return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
@@ -120,9 +116,8 @@ def radam(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.radam(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_radam(*two_fractions("betas", betas), number("eps", eps))
     return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
@@ -144,9 +139,8 @@ def lamb(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.lamb(lambda t: 0.1 * 0.99**t))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=500)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=500)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_adam(*two_fractions("betas", betas), number("eps", eps))
     ratio = optax.scale_by_trust_ratio()
@@ -171,9 +165,8 @@ def yogi(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.yogi(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_yogi(*two_fractions("betas", betas), number("eps", eps))
     return compose(lr, grad_clip_norm, grad_clip_value, decayed(weight_decay), scale, scale_by_rate)
@@ -195,9 +188,8 @@ def adabelief(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.adabelief(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_belief(*two_fractions("betas", betas), number("eps", eps))
     return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
@@ -220,9 +212,8 @@ def novograd(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.novograd(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     b1, b2 = two_fractions("betas", betas)
     decay = number("weight_decay", weight_decay)

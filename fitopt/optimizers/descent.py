@@ -34,9 +34,8 @@ def sgd(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.sgd(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=100)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=100)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     return compose(
         lr,
@@ -63,9 +62,8 @@ def momentum(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.momentum(0.05))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     return sgd(lr, momentum, weight_decay, False, grad_clip_norm, grad_clip_value)
 
@@ -86,9 +84,8 @@ def momentum_nesterov(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.momentum_nesterov(0.05))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     return sgd(lr, momentum, weight_decay, True, grad_clip_norm, grad_clip_value)
 
@@ -112,9 +109,8 @@ def lars(
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> optimizer = optimizers.lars(lambda t: 10.0 / (1 + 0.1 * t))
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizer)
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=1000)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=1000)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     trust = number("trust_coefficient", trust_coefficient)
     ratio = optax.scale_by_trust_ratio(trust_coefficient=trust, eps=number("eps", eps))
@@ -139,9 +135,8 @@ def fromage(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.fromage(lambda t: 0.1 * 0.97**t))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     least = number("min_norm", min_norm)
     return compose(lr, grad_clip_norm, grad_clip_value, lambda rate: optax.fromage(rate, least))
@@ -162,9 +157,8 @@ def lion(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.lion(lambda t: 0.05 * 0.99**t))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=500)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=500)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     scale = optax.scale_by_lion(*two_fractions("betas", betas))
     return compose(lr, grad_clip_norm, grad_clip_value, scale, decayed(weight_decay), scale_by_rate)
@@ -186,9 +180,8 @@ def rprop(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.rprop(0.1))
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=300)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=300)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     minus, plus = two("etas", etas)
     low, high = two("step_sizes", step_sizes)
@@ -222,9 +215,8 @@ def lbfgs(
 
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizers.lbfgs())
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=5)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=5)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     memory_size = whole("memory_size", memory_size)
     direction = optax.scale_by_lbfgs(memory_size, scale_init_precond)

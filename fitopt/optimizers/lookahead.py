@@ -50,9 +50,8 @@ def lookahead(
     >>> from fitopt import OptaxOptimizer, Parameter, optimizers
     >>> optimizer = optimizers.lookahead(optimizers.sgd(0.1))
     >>> fit = OptaxOptimizer(lambda s: (s["x"] - 1) ** 2, optimizer)
-    >>> state, history = fit.run({"x": Parameter("x", 3.0)}, max_steps=150)
-    >>> print(f"{state['x']:.2f}")
-    1.00
+    >>> fit.run({"x": Parameter("x", 3.0)}, max_steps=150)[0]["x"].value.round(2)
+    Array(1., dtype=float32)
     """
     if not isinstance(base_optimizer, optax.GradientTransformation):
         raise TypeError(
