@@ -195,7 +195,7 @@ class AdaptLearningRate(HostCallback):
 
 
 class _Called(HostCallback):
-    """A plain function, called when the subclass says."""
+    """A plain function with a rhythm."""
 
     def __init__(self, who: str, fn: HostFunction):
         if isinstance(fn, Callback | HostCallback):
@@ -211,16 +211,8 @@ class _Called(HostCallback):
         yield self.fn
 
 
-class _Every(_Called):
-    def __init__(self, n: int, fn: HostFunction):
-        super().__init__("every", fn)
-        self.every = whole("every: n", n)
-
-
 class _Once(_Called):
-    def __init__(self, step: int, fn: HostFunction):
-        super().__init__("once", fn)
-        self.step = whole("once: step", step, least=0)
+    step = 0
 
     def due(self, step: int) -> int | None:
         return self.step if step <= self.step else None
@@ -243,7 +235,9 @@ def every(n: int, fn: HostFunction) -> HostCallback:
     step 50
     step 100
     """
-    return _Every(n, fn)
+    called = _Called("every", fn)
+    called.every = whole("every: n", n)
+    return called
 
 
 def once(step: int, fn: HostFunction) -> HostCallback:
@@ -262,4 +256,6 @@ def once(step: int, fn: HostFunction) -> HostCallback:
     >>> print(f"{fitted['x']:.3f}")
     -0.000
     """
-    return _Once(step, fn)
+    called = _Once("once", fn)
+    called.step = whole("once: step", step, least=0)
+    return called
