@@ -594,7 +594,7 @@ def test_several_rates_are_a_tuple():
     with pytest.raises(ValueError, match="there are 2 learning rates, got 3"):
         optimizer.learning_rate = (1, 2, 3)
     for wrong in ("fast", jnp.ones(3), 1j, None):
-        with pytest.raises(TypeError, match="lr must be a number, got"):
+        with pytest.raises(TypeError, match="learning_rate must be a number, got"):
             optimizer.learning_rate = wrong
 
 
