@@ -3,6 +3,7 @@
 import io
 import logging
 import threading
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+import fitopt
 from fitopt import HostCallback, OptaxOptimizer, Parameter, optimizers
 from fitopt.callbacks import (
     AdaptLearningRate,
@@ -37,6 +39,21 @@ from fitopt.callbacks import (
 
 from .conftest import quadratic
 from .walk import run_walk
+
+
+@pytest.mark.parametrize("package", ["callbacks", "optimizers", "schedules"])
+def test_a_star_import_brings_what_is_public_and_no_module(package):
+    namespace = {}
+    exec(f"from fitopt.{package} import *", namespace)
+    del namespace["__builtins__"]
+    assert sorted(namespace) == sorted(getattr(fitopt, package).__all__)
+    assert not any(isinstance(x, types.ModuleType) for x in namespace.values())
+
+
+@pytest.mark.parametrize("name", [n for n in fitopt.callbacks.__all__ if n not in ("every", "once")])
+def test_each_tells_its_arguments_and_errors_and_has_an_example(name):
+    text = getattr(fitopt.callbacks, name).__doc__
+    assert all(part in text for part in ("**Arguments:**", "**Raises:**", "    >>> "))
 
 
 def test_the_walk_of_these_tests_visits_each_loss_in_turn():
