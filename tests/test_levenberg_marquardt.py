@@ -4,6 +4,7 @@ They give the sums of squares at the solutions.
 """
 
 import functools
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from jaxtyping import Array
 from scipy.optimize import least_squares
 
 from fitopt import LeastSquares, LevenbergMarquardt, Parameter
@@ -331,27 +333,43 @@ def solve(residuals, start, solver=SOLVER, max_steps=1000, **bounds):
     return optx.least_squares(function, solver, start, options=bounds, max_steps=max_steps, throw=False)
 
 
+class End(NamedTuple):
+    """Of a fit that runs without the driver of optimistix."""
+
+    steps: Array
+    value: Array
+    terminated: Array
+    stalled: Array
+
+
 @functools.cache
-def program(residuals):
-    """The same for many starts, compiled once: how many steps, the solution, and whether it stalled."""
+def _program(residuals, rtol, first_radius):
+    solver = LevenbergMarquardt(rtol, first_radius)
     function = lambda x, _: (residuals(x), None)
 
     @jax.jit
-    def run(start):
+    def run(start, bounds):
         shapes = jax.eval_shape(residuals, start)
-        state = SOLVER.init(function, start, None, {}, shapes, None, frozenset())
+        state = solver.init(function, start, None, bounds, shapes, None, frozenset())
         arrays, rest = eqx.partition(state, eqx.is_array)
 
         def body(carry):
             count, y, arrays = carry
-            y, state, _ = SOLVER.step(function, y, None, {}, eqx.combine(arrays, rest), frozenset())
+            state = eqx.combine(arrays, rest)
+            y, state, _ = solver.step(function, y, None, bounds, state, frozenset())
             return count + 1, y, eqx.filter(state, eqx.is_array)
 
         going_on = lambda carry: (carry[0] < 1000) & ~carry[2].terminate
         count, y, arrays = jax.lax.while_loop(going_on, body, (0, start, arrays))
-        return count, y, arrays.stalled
+        return End(count, y, arrays.terminate, arrays.stalled)
 
     return run
+
+
+def fit(residuals, start, rtol=1e-8, first_radius=1.0, **bounds):
+    """The same as `solve`, compiled once for all starts and bounds."""
+    bounds = {side: jnp.array(values, float) for side, values in bounds.items()}
+    return _program(residuals, rtol, first_radius)(jnp.asarray(start), bounds)
 
 
 def gradient(residuals, found):
@@ -372,10 +390,10 @@ def test_it_finds_the_published_sums_of_squares(residuals):
     start, expected = PROBLEMS[residuals]
     factors = [1, 10, 100] if residuals in FROM_AFAR else [1]
     for factor in factors:
-        count, found, stalled = program(residuals)(factor * jnp.array(start))
+        _, found, ended, stalled = fit(residuals, factor * jnp.array(start))
         np.testing.assert_allclose(jnp.sum(residuals(found) ** 2), expected, rtol=5e-6, atol=1e-16)
         assert not stalled
-        assert count < 1000 or residuals is powell_singular  # whose solution is approached for ever
+        assert ended or residuals is powell_singular  # whose solution is approached for ever
 
 
 @pytest.mark.parametrize("residuals", [bard, helical_valley], ids=lambda f: f.__name__)
@@ -446,22 +464,24 @@ def test_residuals_that_are_not_finite_at_a_trial_point_are_stepped_back_from():
 
 # Bounds
 
+LINES = {0.25: lambda x: x - 0.25, 2.0: lambda x: x - 2.0}
+
 
 @pytest.mark.parametrize(
     ("target", "start", "expected"),
     [(0.25, 1.0, 0.25), (0.25, 0.0, 0.25), (2.0, 0.0, 1.0), (2.0, 1.0, 1.0)],
 )
 def test_a_start_on_a_bound_leaves_it_and_a_solution_on_one_is_there_exactly(target, start, expected):
-    found = solve(lambda x: x - target, [start], lower=[0.0], upper=[1.0])
+    found = fit(LINES[target], [start], lower=[0.0], upper=[1.0])
     assert found.value[0] == expected
-    assert found.result == optx.RESULTS.successful and not found.state.stalled
+    assert found.terminated and not found.stalled
 
 
 @pytest.mark.parametrize("start", [[0.0, 0.0, 0.0], [2.0, 0.7, 0.6], [9.9, 4.9, 4.9], [0.0, 5.0, 10.0]])
 def test_bounds_hold_and_the_solution_on_them_is_that_of_scipy(start):
     lower, upper = np.array([0.0, 0.0, 0.6]), np.array([10.0, 5.0, np.inf])
     start = np.maximum(start, lower)
-    found = solve(decay, start, lower=lower, upper=upper).value
+    found = fit(decay, start, lower=lower, upper=upper).value
     peer = least_squares(
         lambda x: np.asarray(decay(x)), [2.0, 1.0, 0.7], bounds=(lower, upper), xtol=1e-15, ftol=1e-15
     )
@@ -480,38 +500,38 @@ def test_no_trial_point_is_out_of_bounds():
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), x)
         return guarded(x)
 
-    solve(residuals, [3.0, 0.0, 0.0], lower=[0.0] * 3, upper=[3.0] * 3)
+    fit(residuals, [3.0, 0.0, 0.0], lower=[0.0] * 3, upper=[3.0] * 3)
     assert len(seen) > 5 and np.all(np.array(seen) >= 0) and np.all(np.array(seen) <= 3)
 
 
 def test_one_side_may_be_bounded_alone_and_bounds_far_away_change_nothing():
-    free = solve(decay, [1.0, 0.5, 0.1])
+    free = fit(decay, [1.0, 0.5, 0.1])
     for bounds in ({"lower": [-1e9] * 3}, {"upper": [np.inf] * 3}):
-        found = solve(decay, [1.0, 0.5, 0.1], **bounds)
+        found = fit(decay, [1.0, 0.5, 0.1], **bounds)
         np.testing.assert_array_equal(found.value, free.value)
-        assert found.stats["num_steps"] == free.stats["num_steps"]
+        assert found.steps == free.steps
 
 
 def test_units_do_not_matter_within_bounds_either():
     start, units = jnp.array([1.0, 0.5, 3.0]), jnp.array([2.0**40, 2.0**-30, 8.0])
     lower, upper = jnp.array([0.0, 0.0, 0.6]), jnp.array([10.0, jnp.inf, 5.0])
-    plain = solve(decay, start, lower=lower, upper=upper)
+    plain = fit(decay, start, lower=lower, upper=upper)
     scaled = lambda x: 2.0**-20 * decay(x / units)
-    other = solve(scaled, start * units, lower=lower * units, upper=upper * units)
-    assert plain.stats["num_steps"] == other.stats["num_steps"]
+    other = fit(scaled, start * units, lower=lower * units, upper=upper * units)
+    assert plain.steps == other.steps
     np.testing.assert_array_equal(plain.value * units, other.value)
 
 
 def test_bounds_that_leave_no_room_give_no_nan():
-    found = solve(decay, [1.0, 1.3, 0.1], lower=[0.0, 1.3, 0.0], upper=[10.0, 1.3, 5.0]).value
+    found = fit(decay, [1.0, 1.3, 0.1], lower=[0.0, 1.3, 0.0], upper=[10.0, 1.3, 5.0]).value
     assert found[1] == 1.3
     np.testing.assert_allclose(gradient(decay, found)[jnp.array([0, 2])], 0.0, atol=1e-6)
 
 
 def test_fits_in_a_batch_are_those_one_by_one():
     starts = jnp.array([[0.0, 0.0, 0.0], [5.0, 2.0, 3.0], [10.0, 5.0, 5.0]])
-    fit = lambda start: solve(decay, start, lower=[0.0] * 3, upper=[10.0, 5.0, 5.0]).value
-    np.testing.assert_allclose(jax.vmap(fit)(starts), [fit(start) for start in starts], rtol=1e-7)
+    found = lambda start: fit(decay, start, lower=[0.0] * 3, upper=[10.0, 5.0, 5.0]).value
+    np.testing.assert_allclose(jax.vmap(found)(starts), [found(x) for x in starts], rtol=1e-7)
 
 
 # Endings
@@ -537,13 +557,13 @@ def steps(residuals, start, count, **bounds):
 def test_both_modes_differentiate_a_fit_and_a_parameter_on_its_bound_has_no_derivative():
     def fitted(shift):
         residuals = lambda x: decay(x) + shift * jnp.arange(25) / 25
-        return steps(residuals, [1.0, 0.5, 1.0], 25, lower=[0.0, 0.0, 0.7], upper=[10.0, 5.0, 5.0])
+        return steps(residuals, [1.0, 0.5, 1.0], 40, lower=[0.0, 0.0, 0.7], upper=[10.0, 5.0, 5.0])
 
     forward, reverse = jax.jit(jax.jacfwd(fitted))(0.1), jax.jit(jax.jacrev(fitted))(0.1)
-    difference = (fitted(0.1001) - fitted(0.0999)) / 0.0002
+    difference = (jax.jit(fitted)(0.1001) - jax.jit(fitted)(0.0999)) / 0.0002
     assert forward[2] == reverse[2] == difference[2] == 0
     np.testing.assert_allclose(forward, reverse, rtol=1e-8)
-    np.testing.assert_allclose(forward, difference, rtol=1e-4)
+    np.testing.assert_allclose(forward, difference, rtol=1e-5)
 
 
 def test_where_no_step_helps_though_the_gradient_does_not_vanish_it_has_stalled():
@@ -556,23 +576,23 @@ def test_where_no_step_helps_though_the_gradient_does_not_vanish_it_has_stalled(
     "residuals", [freudenstein_roth, jennrich_sampson, bard], ids=lambda f: f.__name__
 )
 def test_rounding_is_no_stalling(residuals):
-    found = solve(residuals, PROBLEMS[residuals][0], solver=LevenbergMarquardt(rtol=0.0))
-    assert found.state.terminate and not found.state.stalled
+    found = fit(residuals, PROBLEMS[residuals][0], rtol=0.0)
+    assert found.terminated and not found.stalled
 
 
 def test_a_short_step_by_itself_is_no_convergence():
     # From the first radius alone the steps are short: it goes on until the gradient vanishes.
-    found = solve(decay, [1.0, 0.5, 0.1], solver=LevenbergMarquardt(rtol=1e-8, first_radius=1e-9))
-    assert not found.state.stalled
-    np.testing.assert_allclose(found.value, solve(decay, [1.0, 0.5, 0.1]).value, rtol=1e-6)
+    found = fit(decay, [1.0, 0.5, 0.1], first_radius=1e-9)
+    assert not found.stalled
+    np.testing.assert_allclose(found.value, fit(decay, [1.0, 0.5, 0.1]).value, rtol=1e-6)
 
 
 def test_in_single_precision_it_converges_to_that():
-    expected = solve(decay, [1.0, 0.5, 0.1]).value
+    expected = fit(decay, [1.0, 0.5, 0.1]).value
     narrow = lambda x: decay(x).astype(jnp.float32)
-    found = solve(narrow, jnp.array([1.0, 0.5, 0.1], jnp.float32), solver=LevenbergMarquardt(rtol=1e-5))
+    found = fit(narrow, jnp.array([1.0, 0.5, 0.1], jnp.float32), rtol=1e-5)
     assert found.value.dtype == jnp.float32
-    assert found.state.terminate and not found.state.stalled
+    assert found.terminated and not found.stalled
     np.testing.assert_allclose(found.value, expected, rtol=1e-4)
 
 
@@ -583,7 +603,7 @@ def test_residuals_that_are_not_finite_at_the_start_end_it():
 
 
 def test_columns_that_depend_on_each_other_share_a_step():
-    found = solve(
+    found = fit(
         lambda x: jnp.array([1.0, 2.0]) * (x[0] + x[1]) - jnp.array([3.0, 6.0]), [0.0, 0.0]
     ).value
     np.testing.assert_allclose(found, [1.5, 1.5], rtol=1e-6)

