@@ -301,7 +301,7 @@ def _parameters(state: PyTree) -> dict[str, str]:
         if isinstance(leaf, Parameter):
             parts = ["free" if leaf.free else f"fixed at {text(leaf.value)}"]
             parts += [f"shape {leaf.shape}"] if leaf.shape else []
-            parts += [setting for setting in leaf._spec.settings() if setting != "free=False"]
+            parts += [setting for setting in leaf.spec.settings() if setting != "free=False"]
             inner = jax.tree_util.keystr(path, simple=True, separator="/")
             facts[f"parameters/{inner}" if inner else "parameters"] = f"{leaf.name}: {', '.join(parts)}"
     return facts

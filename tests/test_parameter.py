@@ -418,7 +418,7 @@ def test_parameters_with_other_transforms_have_other_tree_structures():
 )
 def test_copies_are_equal_to_the_original(duplicate):
     original = described()
-    hash(original._spec)  # is kept: of another process, it would be wrong
+    hash(original.spec)  # is kept: of another process, it would be wrong
     other = duplicate(original)
     assert jax.tree.structure(other) == jax.tree.structure(original)
     assert repr(other) == repr(original)
@@ -427,14 +427,14 @@ def test_copies_are_equal_to_the_original(duplicate):
 
 def test_a_pickle_is_equal_to_a_new_parameter_in_another_process():
     original = described()
-    hash(original._spec)  # is kept: of another process, it would be wrong
+    hash(original.spec)  # is kept: of another process, it would be wrong
     program = (
         "import pickle, sys, jax\n"
         "from fitopt import Parameter\n"
         "old = pickle.load(sys.stdin.buffer)\n"
         "new = old.replace(name=old.name)\n"
         "assert jax.tree.structure(old) == jax.tree.structure(new)\n"
-        "assert hash(old._spec) == hash(new._spec)\n"
+        "assert hash(old.spec) == hash(new.spec)\n"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
     subprocess.run(
@@ -588,7 +588,7 @@ def test_it_prints_while_it_is_traced():
 
 
 def there_and_back(parameter):
-    spec = parameter._spec
+    spec = parameter.spec
     coordinate = spec.to_position(parameter.value)
     return coordinate, spec.to_value(coordinate, parameter.value)
 
@@ -649,7 +649,7 @@ def test_entries_that_a_mask_fixes_keep_every_bit_and_take_no_part(metadata):
     values = np.array([2.0, -7.3, np.nan, 1.1], np.float32)
     mask = np.array([True, False, False, True])
     parameter = Parameter("k", values, mask=mask, **metadata)
-    spec = parameter._spec
+    spec = parameter.spec
 
     @jax.jit
     def run(value):
@@ -672,7 +672,7 @@ def test_entries_that_a_mask_fixes_keep_every_bit_and_take_no_part(metadata):
 )
 def test_entries_that_a_mask_fixes_do_not_spoil_the_derivatives_of_coordinates(metadata):
     parameter = Parameter("k", [2.0, 0.0, 1.0], mask=[True, False, False], **metadata)
-    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p._spec.to_position(p.value))))(parameter)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(p.spec.to_position(p.value))))(parameter)
     assert np.isfinite(gradient).all() and gradient[0] > 0
     np.testing.assert_array_equal(gradient[1:], [0.0, 0.0])
 
@@ -726,7 +726,7 @@ def test_transforms_of_whole_vectors_are_transforms_of_parameters(parameter, sha
 )
 def test_a_fit_that_starts_on_a_bound_starts_just_inside(metadata, value, inside):
     parameter = Parameter("k", value, **metadata)
-    spec = parameter._spec
+    spec = parameter.spec
     coordinate, moved = jax.jit(there_and_back)(parameter)
     assert abs(float(moved) - inside) < 0.02 * abs(inside - value)
     gradient = jax.grad(lambda c: spec.to_value(c, parameter.value))(coordinate)
@@ -745,14 +745,14 @@ def test_a_fit_that_starts_on_a_bound_starts_just_inside(metadata, value, inside
     ],
 )
 def test_a_value_is_inside_if_all_that_is_fitted_is(value, inside):
-    spec = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0])._spec
+    spec = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0]).spec
     assert bool(jax.jit(spec.is_inside)(jnp.array(value))) is inside
     if inside:
         check_value("Parameter 'k'", spec, np.array(value, np.float32))
     else:
         with pytest.raises(ValueError, match="'k'"):
             check_value("Parameter 'k'", spec, np.array(value, np.float32))
-    masked = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0], mask=[False, True])._spec
+    masked = Parameter("k", [1.0, 2.0], lower=0, upper=[np.inf, 5.0], mask=[False, True]).spec
     assert bool(masked.is_inside(jnp.array([-7.0, 5.0])))
 
 
@@ -942,7 +942,7 @@ def test_a_change_in_place_is_refused_with_the_way_to_make_it(argument):
 
 
 def test_entries_between_equal_bounds_are_not_fitted():
-    spec = Parameter("k", [1.0, 2.0], lower=[1.0, 0.0], upper=[1.0, 5.0])._spec
+    spec = Parameter("k", [1.0, 2.0], lower=[1.0, 0.0], upper=[1.0, 5.0]).spec
     value = jnp.array([1.0, 2.0])
     position = spec.to_position(value)
     assert position[0] == 0

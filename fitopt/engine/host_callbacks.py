@@ -181,13 +181,13 @@ def _merged(who: str, name: str, old: PyTree, new: PyTree) -> PyTree:
 
 def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
     if isinstance(old, Parameter):
-        if isinstance(new, Parameter) and new._spec != old._spec:
+        if isinstance(new, Parameter) and new.spec != old.spec:
             raise ValueError(
                 f"{who} returned a {name} in which {old!r} has become {new!r}: "
                 "a callback may change its value only"
             )
         value = new.value if isinstance(new, Parameter) else new
-        return with_value(old._spec, _merge_array(who, repr(old.name), old.value, value))
+        return with_value(old.spec, _merge_array(who, repr(old.name), old.value, value))
     if is_array(old):
         return _merge_array(who, f"a {name} in which {old!r}", old, new)
     return new

@@ -110,7 +110,7 @@ def _leaf(leaf: Any) -> str:
     if isinstance(leaf, Parameter):
         kind = f"{'free' if leaf.free else 'fixed'} Parameter"
         called = kind if leaf.name is None else f"{kind} {leaf.name!r}"
-        return ", ".join([called, _array(leaf.value), *leaf.release()._spec.settings(exact=True)])
+        return ", ".join([called, _array(leaf.value), *leaf.release().spec.settings(exact=True)])
     if is_array(leaf):
         return _array(leaf) if hasattr(leaf, "dtype") else type(leaf).__name__
     return repr(leaf) if isinstance(leaf, bool | int | str) else type(leaf).__name__

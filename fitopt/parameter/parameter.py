@@ -67,7 +67,7 @@ class Parameter(ArrayFace):
     """
 
     value: Array
-    _spec: Spec = eqx.field(static=True)
+    spec: Spec = eqx.field(static=True)
 
     if TYPE_CHECKING:  # what a type checker has to know of the two ways to call it
 
@@ -127,7 +127,7 @@ class Parameter(ArrayFace):
             raise TypeError(f"{who}: free must be True or False, got {free!r}")
         self.value = _as_inexact(who, value)
         shape = self.value.shape
-        self._spec = Spec(
+        self.spec = Spec(
             name,
             bool(free),
             constant(who, "lower", lower, shape),
@@ -136,46 +136,46 @@ class Parameter(ArrayFace):
             mask_of(who, mask, shape),
             transform,
         )
-        check_spec(self._spec, self.value.dtype)
+        check_spec(self.spec, self.value.dtype)
         if not isinstance(self.value, Tracer):
-            check_value(who, self._spec, self.value)
+            check_value(who, self.spec, self.value)
             if transform is not None:
-                check_range(self._spec, self.value)
+                check_range(self.spec, self.value)
 
     @property
     def name(self) -> str | None:
         """What errors, tables and plots call it; None if they call it after its place in the state."""
-        return self._spec.name
+        return self.spec.name
 
     @property
     def free(self) -> bool:
         """Whether it is fitted."""
-        return self._spec.free
+        return self.spec.free
 
     @property
     def lower(self) -> Any:
         """The lower bound: a number, an array, or None."""
-        return plain(self._spec.lower)
+        return plain(self.spec.lower)
 
     @property
     def upper(self) -> Any:
         """The upper bound: a number, an array, or None."""
-        return plain(self._spec.upper)
+        return plain(self.spec.upper)
 
     @property
     def scale(self) -> Any:
         """The typical size of a change of the value: a number, an array, or None."""
-        return plain(self._spec.scale)
+        return plain(self.spec.scale)
 
     @property
     def mask(self) -> Any:
         """Where entries are fitted: booleans in the shape of the value, or None."""
-        return plain(self._spec.mask)
+        return plain(self.spec.mask)
 
     @property
     def transform(self) -> Transform | None:
         """The bijection that was given, or None."""
-        return self._spec.transform
+        return self.spec.transform
 
     def replace(self, **changes: Any) -> "Parameter":
         """A copy with some arguments changed; all are checked again.
@@ -201,7 +201,7 @@ class Parameter(ArrayFace):
         >>> Parameter("k", 1.0).fix()
         Parameter('k', 1.0, free=False)
         """
-        return with_value(dataclasses.replace(self._spec, free=False), self.value)
+        return with_value(dataclasses.replace(self.spec, free=False), self.value)
 
     def release(self) -> "Parameter":
         """A copy that is fitted.
@@ -210,12 +210,12 @@ class Parameter(ArrayFace):
         >>> Parameter("k", 1.0, free=False).release()
         Parameter('k', 1.0)
         """
-        return with_value(dataclasses.replace(self._spec, free=True), self.value)
+        return with_value(dataclasses.replace(self.spec, free=True), self.value)
 
     def __repr__(self) -> str:
         parts = [] if self.name is None else [repr(self.name)]
         parts += [text(self.value)]
-        parts += self._spec.settings()
+        parts += self.spec.settings()
         return f"Parameter({', '.join(parts)})"
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -236,7 +236,7 @@ def with_value(spec: Spec, value: Any) -> Parameter:
     """A Parameter without any check: for values that a fit has computed."""
     parameter = object.__new__(Parameter)
     object.__setattr__(parameter, "value", value)
-    object.__setattr__(parameter, "_spec", spec)
+    object.__setattr__(parameter, "spec", spec)
     return parameter
 
 

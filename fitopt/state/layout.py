@@ -151,7 +151,7 @@ def flatten(state: Any) -> Flat:
                     "which the loss refers; to fit each by itself, make copies with p.replace()"
                 )
             seen.add(id(leaf))
-            spec = leaf._spec
+            spec = leaf.spec
             (free if spec.free else fixed).append(leaf.value)
             kept.append(spec)
         elif is_array(leaf):

@@ -33,7 +33,7 @@ class Block:
     @classmethod
     def of(cls, name: str, parameter: Parameter) -> "Block":
         """That of any Parameter, also of a fixed one."""
-        return cls(name, parameter._spec, parameter.shape, parameter.dtype)
+        return cls(name, parameter.spec, parameter.shape, parameter.dtype)
 
     @property
     def transform(self) -> Transform:

@@ -143,7 +143,7 @@ def zeros_like(x: Any) -> Any:
 
 
 def _spec_of(x: Any) -> Spec:
-    return x._spec if isinstance(x, Parameter) else _PLAIN_ARRAY
+    return x.spec if isinstance(x, Parameter) else _PLAIN_ARRAY
 
 
 def _plain(x: Any) -> Any:
