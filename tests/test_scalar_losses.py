@@ -1,4 +1,4 @@
-"""NIST's regressions solved by their scalar loss alone, by the recipe of the README."""
+"""NIST's regressions solved by their scalar loss alone, by the recipe of the benchmark."""
 
 import jax
 import pytest

@@ -196,7 +196,7 @@ def _merge_leaf(who: str, name: str, old: Any, new: Any) -> Any:
 def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
     if new is old:
         return old
-    if jnp.issubdtype(getattr(old, "dtype", None), jax.dtypes.extended):  # a random key
+    if jnp.issubdtype(jnp.result_type(old), jax.dtypes.extended):  # a random key
         if getattr(new, "dtype", None) != old.dtype:
             raise TypeError(f"{who} returned {what} as {new!r}, not as a {old.dtype}")
         if np.shape(new) != np.shape(old):

@@ -49,7 +49,7 @@ class LBFGSBState(eqx.Module):
     """What goes from one step to the next."""
 
     y_eval: Float[Array, " n"]  # the point to try
-    f_info: optx.FunctionInfo.EvalGrad  # at the best point so far
+    f_info: Any  # loss and gradient at the best point so far
     aux: PyTree  # there
     memory: Memory
     search: Search

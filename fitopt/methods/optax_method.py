@@ -46,7 +46,8 @@ def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
         )
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r}")
-    return optimizer
+    transformation: Any = optimizer
+    return transformation
 
 
 class OptaxStepper(Stepper):

@@ -59,7 +59,8 @@ def bounded_step(
 
     Where x is fixed it is 0. Besides: x without radius and limits, and the damping.
     """
-    return _step_and_triangle(matrix, vector, radius, fixed, limits)[:3]
+    x, newton, damping, *_ = _step_and_triangle(matrix, vector, radius, fixed, limits)
+    return x, newton, damping
 
 
 def _step_and_triangle(
@@ -79,8 +80,9 @@ def _step_and_triangle(
         damping = damping + (length - radius) / (radius * slope)
         return tries + 1, damping, *_damped(matrix, vector, damping, fixed, zeros)
 
+    count = jnp.zeros((), jnp.int32)
     newton, triangle = _damped(matrix, vector, none, fixed, zeros)
-    _, damping, x, triangle = lax.while_loop(longer, more, (0, none, newton, triangle))
+    _, damping, x, triangle = lax.while_loop(longer, more, (count, none, newton, triangle))
     if limits is None:
         return x, newton, damping, triangle, fixed
     lower, upper = limits
@@ -100,7 +102,7 @@ def _step_and_triangle(
         fixed |= met
         return tries + 1, fixed, last, *_damped(matrix, vector, damping, fixed, last)
 
-    carry = (0, fixed, zeros, x, triangle)
+    carry = (count, fixed, zeros, x, triangle)
     _, fixed, _, x, triangle = lax.while_loop(beyond, along, carry)
     return x, newton, damping, triangle, fixed
 

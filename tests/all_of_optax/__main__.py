@@ -1,4 +1,4 @@
-"""Print the table that the README shows."""
+"""Print the table that docs/all_of_optax.md shows."""
 
 from .table import markdown
 

@@ -1,6 +1,6 @@
 """What optax has that needs something besides value and gradient, and how to fit with it all the same.
 
-The README shows the recipes in short.
+docs/all_of_optax.md shows the recipes in short.
 """
 
 import jax

@@ -165,7 +165,7 @@ def since(name):
 
 
 def markdown():
-    """The table as the README shows it."""
+    """The table as docs/all_of_optax.md shows it."""
     runs = len(TRANSFORMATIONS) + len(SECOND_LOOK)
     rest = sum(len(names.split()) for names in HELPERS.values())
     above = (

@@ -1,4 +1,4 @@
-"""The table knows all of optax, and the README shows it."""
+"""The table knows all of optax, and the documentation shows it."""
 
 import pathlib
 
@@ -8,7 +8,7 @@ from . import table
 from .losses import LOSSES
 from .table import TABLE, exported, since, version
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "all_of_optax.md"
 INSTALLED = version(optax.__version__)
 
 
@@ -32,5 +32,5 @@ def test_the_short_name_of_a_loss_is_the_same_function():
     assert all(getattr(optax, name) is getattr(optax.losses, name) for name in short)
 
 
-def test_the_readme_shows_the_table():
-    assert table.markdown() in README.read_text()
+def test_the_documentation_shows_the_table():
+    assert table.markdown() in PAGE.read_text()
