@@ -38,6 +38,7 @@ def test_it_is_a_dict_of_arrays_and_plain_values(history):
         "best_loss": float,
         "best_step": int,
         "stop_reason": str,
+        "converged": bool,
         "elapsed": float,
     }
 
