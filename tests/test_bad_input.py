@@ -102,7 +102,7 @@ TABLE = {
     "max_steps negative": (lambda: fit(max_steps=-1), ValueError, "max_steps.*negative.*-1"),
     "max_steps a float": (lambda: fit(max_steps=10.0), TypeError, "max_steps.*integer.*10.0"),
     "max_steps a bool": (lambda: fit(max_steps=True), TypeError, "max_steps.*integer.*True"),
-    "max_steps None": (lambda: fit(max_steps=None), TypeError, "max_steps.*integer.*None"),
+    "max_steps a string": (lambda: fit(max_steps="1"), TypeError, "max_steps.*integer.*'1'"),
     "value a string": (lambda: Parameter("k", "fast"), TypeError, "'k'.*number.*'fast'"),
     "value None": (lambda: Parameter("k", None), TypeError, "'k'.*value is missing"),
     "value NaN": (lambda: Parameter("k", np.nan), ValueError, "'k'.*finite.*nan"),

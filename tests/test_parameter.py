@@ -714,13 +714,13 @@ def test_transforms_of_whole_vectors_are_transforms_of_parameters(parameter, sha
 @pytest.mark.parametrize(
     ("metadata", "value", "inside"),
     [
-        ({"lower": 0.0}, 0.0, 1e-3),
-        ({"upper": 5.0, "scale": 10.0}, 5.0, 5.0 - 1e-2),
-        ({"lower": 0.0, "upper": 5.0}, 5.0, 5.0 - 5e-3),
-        ({"lower": 1.0, "transform": Exp()}, 1.0, np.exp(1e-3)),
-        ({"lower": 1.0, "upper": 100.0, "transform": Exp()}, 100.0, 100.0 ** (1 - 1e-3)),
-        ({"lower": 1.0, "transform": Affine(scale=-2.0)}, 1.0, 1.0 + 2e-3),
-        ({"lower": 1.0, "transform": Exp(), "scale": 10.0}, 1.0, np.exp(1e-3)),
+        ({"lower": 0.0}, 0.0, 0.1),
+        ({"upper": 5.0, "scale": 10.0}, 5.0, 5.0 - 1.0),
+        ({"lower": 0.0, "upper": 5.0}, 5.0, 5.0 - 5.0 / 11),
+        ({"lower": 1.0, "transform": Exp()}, 1.0, np.exp(0.1)),
+        ({"lower": 1.0, "upper": 100.0, "transform": Exp()}, 100.0, 100.0 ** (10 / 11)),
+        ({"lower": 1.0, "transform": Affine(scale=-2.0)}, 1.0, 1.0 + 0.2),
+        ({"lower": 1.0, "transform": Exp(), "scale": 10.0}, 1.0, np.exp(0.1)),
     ],
     ids=str,
 )
@@ -730,7 +730,7 @@ def test_a_fit_that_starts_on_a_bound_starts_just_inside(metadata, value, inside
     coordinate, moved = jax.jit(there_and_back)(parameter)
     assert abs(float(moved) - inside) < 0.02 * abs(inside - value)
     gradient = jax.grad(lambda c: spec.to_value(c, parameter.value))(coordinate)
-    assert 1e-4 < abs(float(gradient)) < 1.0
+    assert 1e-2 < abs(float(gradient)) < np.inf
 
 
 @pytest.mark.parametrize(

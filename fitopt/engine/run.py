@@ -82,8 +82,8 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
     for i, result in programs.results:
         candidate = result(end.callbacks[i], loss)
         if candidate is not None and bool(candidate[0]):
-            shardings = [x.sharding for x in values]
-            values = jax.device_put(jax.tree.leaves(candidate[1]), shardings)
+            better = zip(jax.tree.leaves(candidate[1]), values, strict=True)
+            values = [jax.device_put(x, getattr(old, "sharding", None)) for x, old in better]
             loss = float(np.asarray(candidate[2]))
     if end.fault is not None:
         reason = StopReason(end.fault)

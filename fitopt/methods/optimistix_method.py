@@ -80,11 +80,12 @@ def is_minimiser(optimizer: Any) -> bool:
     """Whether it is a minimiser of optimistix; a TypeError for its other solvers, and for classes."""
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
     call = f"{kind.__name__}(rtol, atol)"
-    given = f"the class {kind.__name__}" if isinstance(optimizer, type) else kind.__name__
+    is_class = isinstance(optimizer, type)
+    given, solver = (f"the class {kind.__name__}", call) if is_class else (kind.__name__, "solver")
     if issubclass(kind, optx.AbstractIterativeSolver) and not issubclass(kind, optx.AbstractMinimiser):
         raise TypeError(
             f"optimizer must minimise a scalar loss, and {given} of optimistix does not; for "
-            f"least squares use fitopt.LeastSquares(residuals, {call})"
+            f"least squares use fitopt.LeastSquares(residuals, {solver})"
         )
     if isinstance(optimizer, type) and issubclass(kind, optx.AbstractMinimiser):
         raise TypeError(

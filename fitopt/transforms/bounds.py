@@ -36,7 +36,7 @@ class Interval(Transform):
 
     Each value is computed from the bound next to it. So a value 1e-30 above a bound at zero keeps its
     digits, rounding never leads across a bound, and the derivative is zero or infinite nowhere. A value
-    on a bound, which has no coordinate, gets that of a value just inside: by a tenth of `scale`,
+    on a bound, which has no coordinate, gets that of a value just inside: by about a tenth of `scale`,
     or of the width.
 
     Softplus is from Dugas et al., *Incorporating Second-Order Functional Knowledge for Better Option
