@@ -15,7 +15,7 @@ from ..history import History
 from ..parameter import Parameter
 from ..state import is_parameter
 from ..state.layout import unique_names
-from ..state.parameter_vector import Block
+from ..state.block import Block
 from .curves import Curve, real_curves, records, series, thinned, title
 from .style import BLUE, GREY, ORANGE, grid, new_axes, number, pyplot, tidy, unused_colors
 

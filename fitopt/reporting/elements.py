@@ -13,7 +13,7 @@ from jaxtyping import Float, PyTree, Shaped
 from ..parameter import Parameter
 from ..state import ParameterVector, is_parameter
 from ..state.layout import unique_names
-from ..state.parameter_vector import Block
+from ..state.block import Block
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 from ..parameter import Parameter, Spec, with_value
 from ..parameter.specification import called, check_value
 from ..state import is_parameter
-from ..state.parameter_vector import Block
+from ..state.block import Block
 from ..transforms import Identity
 
 Path = tuple[Any, ...]  # the keys that lead to a leaf
