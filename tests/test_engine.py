@@ -26,10 +26,9 @@ from .conftest import close, counted_compilations, decay_loss, hand_written, qua
         optax.apply_if_finite(optax.adam(1e-2), 3),
         optax.polyak_sgd(),
         optax.chain(optax.adam(1e-2), optax.contrib.reduce_on_plateau(patience=5)),
-        optax.adafactor(1e-2),
         optax.chain(optax.clip_by_global_norm(0.1), optax.lamb(1e-2)),
     ],
-    ids=["adam", "sgd", "MultiSteps", "apply_if_finite", "polyak", "plateau", "adafactor", "lamb"],
+    ids=["adam", "sgd", "MultiSteps", "apply_if_finite", "polyak", "plateau", "lamb"],
 )
 def test_the_trajectory_is_that_of_a_hand_written_loop_to_the_last_bit(decay, optimizer):
     params, losses = hand_written(decay_loss, optimizer, fitopt.values(decay), 200)
@@ -37,6 +36,12 @@ def test_the_trajectory_is_that_of_a_hand_written_loop_to_the_last_bit(decay, op
     np.testing.assert_array_equal(history["loss"], losses)
     for name in params:
         np.testing.assert_array_equal(fitted[name].value, params[name])
+
+
+def test_adafactor_follows_a_hand_written_loop_to_rounding(decay):  # its means depend on XLA's fusions
+    _, losses = hand_written(decay_loss, optax.adafactor(1e-2), fitopt.values(decay), 200)
+    _, history = OptaxOptimizer(decay_loss, optax.adafactor(1e-2)).run(decay, 200)
+    np.testing.assert_allclose(history["loss"], losses, rtol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,8 @@ def test_many_residuals_are_reduced_without_a_loss_of_digits(condition):
     data = random.normal(size=5_000)
     expected = np.linalg.lstsq(design, data)[0]
     found = solve(lambda x: design @ x - data, np.zeros(6)).value
-    np.testing.assert_allclose(found, expected, rtol=1e-14 * condition + 1e-10)
+    # Rounding counts by the square of the condition where residuals are large (Wedin 1973).
+    np.testing.assert_allclose(found, expected, rtol=1e-19 * condition**2 + 1e-10)
 
 
 def test_a_parameter_without_effect_stays_where_it_is():
