@@ -97,7 +97,7 @@ class Callback(eqx.Module):
         return f"{type(self).__name__} asked to stop"
 
 
-def own_methods(callbacks: Sequence[Callback], name: str) -> list[tuple[int, Callable]]:
+def own_methods(callbacks: Sequence[Callback], name: str) -> list[tuple[int, Callable[..., Any]]]:
     """The methods of that name which callbacks bring themselves, each with its callback's number."""
     return [
         (number, getattr(callback, name))
@@ -191,8 +191,8 @@ class PlainFunction(HostCallback):
 
     def __init__(self, function: HostFunction):
         self.function = function
-        self.every = getattr(function, "every", 1)
-        self.__name__ = label(function)
+        self.every: int | None = getattr(function, "every", 1)
+        self.__name__: str = label(function)
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:

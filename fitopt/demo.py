@@ -122,7 +122,7 @@ def report(fitted: Mapping[str, fitopt.Parameter], history: fitopt.History) -> f
 
 
 def plot(
-    fitted: Mapping[str, fitopt.Parameter], history: fitopt.History, path: str | os.PathLike
+    fitted: Mapping[str, fitopt.Parameter], history: fitopt.History, path: str | os.PathLike[str]
 ) -> None:
     """Draw data, fitted curves and the history of the loss, and save the picture.
 

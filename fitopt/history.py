@@ -43,7 +43,7 @@ class ResumePoint(NamedTuple):
     describe: Callable[[], tuple[Description, Description]]  # the state and the method
 
 
-class History(dict):
+class History(dict[str, Any]):
     """The record of a fit: a `dict` of NumPy arrays and plain Python values.
 
     - `"loss"`: the loss of each step, before its update; shape `(n_steps,)`

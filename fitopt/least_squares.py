@@ -70,7 +70,7 @@ class LeastSquares(Fitter):
     def __init__(
         self,
         residuals: Callable[[Any], Any],
-        solver: optimistix.AbstractLeastSquaresSolver | None = None,
+        solver: optimistix.AbstractLeastSquaresSolver[Any, Any, Any, Any] | None = None,
         callback: Any = None,
         has_aux: bool = False,
         *,

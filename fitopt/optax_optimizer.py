@@ -57,7 +57,7 @@ class OptaxOptimizer(Fitter):
     def __init__(
         self,
         loss: Callable[[Any], Any],
-        optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser,
+        optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser[Any, Any, Any],
         callback: Any = None,
         has_aux: bool = False,
     ):

@@ -19,7 +19,7 @@ class HistoryWriter:
     """
 
     def __init__(self, start: PyTree, callbacks: Sequence[Callback], max_steps: int):
-        self.history = History(loss=np.zeros(0))
+        self.history: History = History(loss=np.zeros(0))
         self.history.start = start
         self._callbacks = callbacks
         self._max_steps = max_steps

@@ -11,7 +11,7 @@ class Interruption:
     """Whether Ctrl-C was pressed."""
 
     def __init__(self):
-        self.requested = False
+        self.requested: bool = False
         self._at_once = False
 
     @contextlib.contextmanager

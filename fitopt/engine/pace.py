@@ -1,6 +1,7 @@
 """How long chunks should be."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..callback import HostCallback
 from .records import MOST_STEPS
@@ -14,10 +15,10 @@ class Pace:
     `known` keeps the pace from fit to fit, by `key`: the shapes of all arrays.
     """
 
-    def __init__(self, known: dict[tuple, float], key: tuple):
+    def __init__(self, known: dict[Any, float], key: Any):
         self._known = known
         self._key = key
-        self.seconds = 0.0  # a step
+        self.seconds: float = 0.0  # a step
 
     def first(self) -> int:
         """How many steps the first chunk should have."""

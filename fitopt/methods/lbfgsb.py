@@ -59,7 +59,7 @@ class LBFGSBState(eqx.Module):
     stalled: Bool[Array, ""]  # whether it ends without having converged
 
 
-class LBFGSB(optx.AbstractMinimiser):
+class LBFGSB(optx.AbstractMinimiser[Any, Any, Any]):
     """L-BFGS-B: limited-memory BFGS for one vector of parameters, between bounds or without.
 
     **Arguments:**
@@ -121,7 +121,7 @@ class LBFGSB(optx.AbstractMinimiser):
         options: dict[str, Any],
         f_struct: PyTree,
         aux_struct: PyTree,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> LBFGSBState:
         bounds, nil = _bounds(options, y), jnp.zeros_like(y)
         start = y if bounds is None else jnp.clip(y, *bounds)
@@ -148,7 +148,7 @@ class LBFGSB(optx.AbstractMinimiser):
         args: Any,
         options: dict[str, Any],
         state: LBFGSBState,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> tuple[Float[Array, " n"], LBFGSBState, PyTree]:
         bounds, first, had = _bounds(options, y), state.first, state.search
         (loss, aux), gradient = _evaluated(fn, state.y_eval, args, options)
@@ -215,7 +215,7 @@ class LBFGSB(optx.AbstractMinimiser):
         args: Any,
         options: dict[str, Any],
         state: LBFGSBState,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> tuple[Bool[Array, ""], optx.RESULTS]:
         finite = jnp.isfinite(state.f_info.f) & jnp.all(jnp.isfinite(state.y_eval))
         result = optx.RESULTS.where(finite, optx.RESULTS.successful, optx.RESULTS.nonlinear_divergence)
@@ -229,7 +229,7 @@ class LBFGSB(optx.AbstractMinimiser):
         args: Any,
         options: dict[str, Any],
         state: LBFGSBState,
-        tags: frozenset,
+        tags: frozenset[object],
         result: optx.RESULTS,
     ) -> tuple[Float[Array, " n"], PyTree, dict[str, Any]]:
         return y, aux, {}

@@ -52,7 +52,7 @@ class LevenbergMarquardtState(eqx.Module):
         return optx.FunctionInfo.ResidualJac(residual, lx.FunctionLinearOperator(push, structure))
 
 
-class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
+class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
     """Levenberg-Marquardt in a trust region and within bounds, indifferent to units.
 
     **Arguments:**
@@ -126,7 +126,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         options: dict[str, Any],
         f_struct: PyTree,
         aux_struct: PyTree,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> LevenbergMarquardtState:
         n, m = (sum(x.size for x in jax.tree.leaves(tree)) for tree in (y, f_struct))
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves((y, f_struct)))
@@ -154,7 +154,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         args: Any,
         options: dict[str, Any],
         state: LevenbergMarquardtState,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> tuple[PyTree, LevenbergMarquardtState, PyTree]:
         point, unravel = ravel_pytree(y)
         trial, _ = ravel_pytree(state.y_eval)
@@ -270,7 +270,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         args: Any,
         options: dict[str, Any],
         state: LevenbergMarquardtState,
-        tags: frozenset,
+        tags: frozenset[object],
     ) -> tuple[Bool[Array, ""], optx.RESULTS]:
         finite = jnp.all(jnp.isfinite(ravel_pytree(state.y_eval)[0]))
         result = optx.RESULTS.where(finite, optx.RESULTS.successful, optx.RESULTS.nonlinear_divergence)
@@ -284,7 +284,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver):
         args: Any,
         options: dict[str, Any],
         state: LevenbergMarquardtState,
-        tags: frozenset,
+        tags: frozenset[object],
         result: optx.RESULTS,
     ) -> tuple[PyTree, PyTree, dict[str, Any]]:
         return y, aux, {}

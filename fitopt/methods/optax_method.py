@@ -22,7 +22,7 @@ class OptaxMethod(Method):
     """Any optax optimizer."""
 
     def __init__(self, optimizer: Any):
-        self.optimizer = check_optimizer(optimizer)
+        self.optimizer: Any = check_optimizer(optimizer)
 
     def bind(self, objective: Objective) -> "OptaxStepper":
         return OptaxStepper(self.optimizer, objective)

@@ -83,7 +83,7 @@ class ArrayFace(eqx.Module):
     def __dlpack__(self, **kwargs: Any) -> Any:
         return self.value.__dlpack__(**kwargs)
 
-    def __dlpack_device__(self) -> tuple:
+    def __dlpack_device__(self) -> tuple[Any, ...]:
         return self.value.__dlpack_device__()  # pyright: ignore[reportAttributeAccessIssue]
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:

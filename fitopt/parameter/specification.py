@@ -37,7 +37,9 @@ class Spec:
     def __hash__(self) -> int:
         return self._hash
 
-    def __reduce__(self) -> tuple:  # without what is cached: hashes differ from process to process
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # without what is cached: hashes differ from process to process
         return Spec, tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
     @functools.cached_property

@@ -14,8 +14,8 @@ from jaxtyping import Float, Int, PyTree, Shaped
 from ..history import History
 from ..parameter import Parameter
 from ..state import is_parameter
-from ..state.layout import unique_names
 from ..state.block import Block
+from ..state.layout import unique_names
 from .curves import Curve, real_curves, records, series, thinned, title
 from .style import BLUE, GREY, ORANGE, grid, new_axes, number, pyplot, tidy, unused_colors
 

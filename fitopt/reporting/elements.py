@@ -12,8 +12,8 @@ from jaxtyping import Float, PyTree, Shaped
 
 from ..parameter import Parameter
 from ..state import ParameterVector, is_parameter
-from ..state.layout import unique_names
 from ..state.block import Block
+from ..state.layout import unique_names
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
 

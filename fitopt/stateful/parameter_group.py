@@ -145,10 +145,10 @@ class Plan:
         self.transformation = transformation
         self.groups = groups
         self.counter = counter
-        self.moved = tuple(leaf for group in groups for leaf in group.moved)
-        self.paths = tuple(leaf.path for leaf in self.moved)
-        self.known = frozenset(path for group in groups for path in group.paths)
-        self.numbers = frozenset(path for group in groups for path in group.numbers)
+        self.moved: tuple[Leaf, ...] = tuple(leaf for group in groups for leaf in group.moved)
+        self.paths: tuple[Path, ...] = tuple(leaf.path for leaf in self.moved)
+        self.known: frozenset[Path] = frozenset(path for group in groups for path in group.paths)
+        self.numbers: frozenset[Path] = frozenset(path for group in groups for path in group.numbers)
 
     @classmethod
     def of(cls, *content: Any) -> "Plan":
@@ -157,7 +157,7 @@ class Plan:
         except TypeError:  # static fields in the parameters' structure that have no hash
             return cls(*content)
 
-    def __deepcopy__(self, memo: dict) -> "Plan":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plan":
         return self
 
     def pack(self, count: Array | None, kept: Iterable[Kept], opt_states: Iterable[PyTree]) -> State:

@@ -6,7 +6,7 @@ that it can be static metadata of a compiled program.
 """
 
 import abc
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ class Constant:
     __slots__ = ("_hash", "array")
 
     def __init__(self, array: ArrayLike):
-        self.array = np.array(array)
+        self.array: np.ndarray = np.array(array)
         self.array.setflags(write=False)
         # Equal numbers need equal hashes: as floats 1 is 1.0, and adding zero turns -0.0 into 0.0.
         content = (self.array.astype(np.float64) + 0.0).tobytes()
@@ -45,7 +45,7 @@ class Constant:
             return False
         return np.array_equal(self.array, other.array)
 
-    def __reduce__(self) -> tuple:  # hashes of bytes differ from process to process
+    def __reduce__(self) -> tuple[Any, ...]:  # hashes of bytes differ from process to process
         return Constant, (self.array,)
 
     def __repr__(self) -> str:
