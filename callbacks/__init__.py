@@ -21,6 +21,7 @@ from .recording import (
 )
 from .stopping import EarlyStopping, StopAfter, StopOnGradient, StopOnLoss, StopOnStep
 from .trackers import MLflowLogger, TensorBoardLogger
+from .validation import Validate
 
 # fmt: off
 __all__ = [
@@ -28,6 +29,6 @@ __all__ = [
     "MLflowLogger", "PrintGradients", "PrintLoss", "PrintParameters", "ProgressBar", "Record",
     "RecordAux", "RecordGradientNorm", "RecordGradients", "RecordLearningRate", "RecordParameters",
     "RecordTime", "ReduceOnPlateau", "SetLearningRate", "StopAfter", "StopOnGradient", "StopOnLoss",
-    "StopOnStep", "TensorBoardLogger", "every", "once",
+    "StopOnStep", "TensorBoardLogger", "Validate", "every", "once",
 ]
 # fmt: on

@@ -34,8 +34,9 @@ class ReduceOnPlateau(Monitoring):
     - `min_learning_rate`: the rate is not reduced below this.
     - `rtol`, `min_delta`: by how much a loss must be less to count as better.
     - `cooldown`: after a reduction, so many steps are not counted as bad.
-    - `monitor`: what to watch instead of the loss: a traceable function of a `fitopt.StepInfo` that
-        returns a real scalar, the less the better; such as a validation loss in `info.aux`.
+    - `monitor`: what to watch instead of the loss: the name of what a callback before this one
+        measures, such as `"validation_loss"`, of which each evaluation counts once; or a traceable
+        function of a `fitopt.StepInfo` that returns a real scalar. The less the better.
 
     For optimizers whose state holds the learning rate: those of `fitopt.optimizers` made with a number,
     and of `optax.inject_hyperparams`. With parameter groups all rates are reduced.
@@ -84,7 +85,8 @@ class ReduceOnPlateau(Monitoring):
         reduce = bad > self.patience
         bad = jnp.where(reduce, 0, bad)
         cooling = jnp.where(reduce, self.cooldown, jnp.maximum(cooling - 1, 0))
-        return jnp.stack([limit, bad, cooling, reduce.astype(carry.dtype)]), False
+        new = jnp.stack([limit, bad, cooling, reduce.astype(carry.dtype)])
+        return self.if_due(info, new, carry.at[3].set(0)), False
 
     def next_learning_rate(self, info: StepInfo, carry: Float[Array, "4"]) -> PyTree:
         def next_rate(rate: Array) -> Array:

@@ -26,11 +26,12 @@ def _every(who: str) -> Callable[[Any], int]:
     return partial(whole, f"{who}: every")
 
 
-def _series_name(name: Any) -> str:
+def series_name(who: str, name: Any) -> str:
+    """The name of a series that the history does not use itself."""
     if not isinstance(name, str):
-        raise TypeError(f"Record: name must be a string, got {name!r}")
+        raise TypeError(f"{who}: name must be a string, got {name!r}")
     if name in RESERVED:
-        raise ValueError(f"Record: name must be another one than {', '.join(RESERVED)}; got {name!r}")
+        raise ValueError(f"{who}: name must be another one than {', '.join(RESERVED)}; got {name!r}")
     return name
 
 
@@ -53,7 +54,7 @@ class Record(Callback):
     array([2.   , 0.5  , 0.125], dtype=float32)
     """
 
-    name: str = eqx.field(converter=_series_name)
+    name: str = eqx.field(converter=partial(series_name, "Record"))
     fn: Callable[[StepInfo], PyTree] = eqx.field(
         converter=partial(function, "Record: fn", of="the step's info")
     )
@@ -254,9 +255,10 @@ class KeepBest(Monitoring):
 
     - `every`: consider steps 0, `every`, 2 `every`, ... and the last state: where there are very many
         parameters, their copies take time.
-    - `monitor`: what should be least instead of the loss: a traceable function of a `fitopt.StepInfo`
-        that returns a real scalar, such as a validation loss in `info.aux`. `history["final_loss"]` is
-        the loss of the state that is returned, all the same.
+    - `monitor`: what should be least instead of the loss: the name of what a callback before this one
+        measures, such as `"validation_loss"`, or a traceable function of a `fitopt.StepInfo` that
+        returns a real scalar. `history["final_loss"]` is the loss of the state that is returned, all the
+        same.
 
     **Raises:** `TypeError` for arguments of another kind, and when the fit starts, if `monitor` returns
     no real scalar; `ValueError` for an `every` below 1.
@@ -285,6 +287,9 @@ class KeepBest(Monitoring):
         score = self.score(info)
         least = carry.loss if carry.scores is None else carry.scores[0]
         better = score < least
+        if isinstance(self.monitor, str):
+            better &= self.is_due(info)
+            score = jnp.where(self.is_due(info), score, jnp.inf)  # this state has not been measured
         if self.every > 1:
             better &= info.step % self.every == 0
         # A branch that copies is cheaper than a selection in every parameter.

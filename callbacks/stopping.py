@@ -28,11 +28,12 @@ class EarlyStopping(Monitoring):
 
     **Arguments:**
 
-    - `patience`: how many steps in a row may pass without an improvement.
+    - `patience`: how many steps, or evaluations of a metric, may pass in a row without an improvement.
     - `min_delta`: a loss counts as better if it is less than the best by more than this; in units of
         the loss.
-    - `monitor`: what to watch instead of the loss: a traceable function of a `fitopt.StepInfo` that
-        returns a real scalar, the less the better; such as a validation loss in `info.aux`.
+    - `monitor`: what to watch instead of the loss: the name of what a callback before this one
+        measures, such as `"validation_loss"`, of which each evaluation counts once; or a traceable
+        function of a `fitopt.StepInfo` that returns a real scalar. The less the better.
 
     **Raises:** `TypeError` for an argument of another kind, and when the fit starts, if `monitor`
     returns no real scalar; `ValueError` unless `patience` is at least 1 and `min_delta` at least 0.
@@ -69,12 +70,13 @@ class EarlyStopping(Monitoring):
         least, waited = carry
         score = self.score(info).astype(carry.dtype)
         improved = jnp.stack([score, jnp.zeros_like(waited)])
-        carry = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
+        new = jnp.where(score < least - self.min_delta, improved, jnp.stack([least, waited + 1.0]))
+        carry = self.if_due(info, new, carry)
         return carry, carry[1] >= self.patience
 
     def stop_reason(self) -> str:
         by = f" by more than {self.min_delta:g}" if self.min_delta else ""
-        return f"EarlyStopping: {self.watched()} did not improve{by} in {self.patience} steps"
+        return f"EarlyStopping: {self.watched()} did not improve{by} in {self.patience} {self.counted()}"
 
 
 class StopOnLoss(Callback):

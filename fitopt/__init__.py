@@ -3,13 +3,14 @@
 from importlib.metadata import version
 
 from . import callbacks, optimizers, schedules, transforms
+from .batches import Keys, Minibatches
 from .callback import Callback, Fit, HostCallback, StepInfo
 from .history import History
 from .least_squares import LeastSquares
 from .methods.lbfgsb import LBFGSB
 from .methods.levenberg_marquardt import LevenbergMarquardt
 from .optax_optimizer import OptaxOptimizer
-from .parameter import Parameter
+from .parameter import Parameter, trainable
 from .plotting import (
     plot_contour,
     plot_correlation,
@@ -31,8 +32,10 @@ __all__ = [
     "Fit",
     "History",
     "HostCallback",
+    "Keys",
     "LeastSquares",
     "LevenbergMarquardt",
+    "Minibatches",
     "OptaxOptimizer",
     "Optimizer",
     "Parameter",
@@ -51,6 +54,7 @@ __all__ = [
     "plot_profile",
     "report",
     "schedules",
+    "trainable",
     "transforms",
     "values",
 ]

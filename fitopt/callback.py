@@ -10,13 +10,20 @@ that is called after a step; a `HostCallback` is one that has something to open 
 
 import abc
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .history import History, ResumePoint
+
+
+class Metric(NamedTuple):
+    """A number that a callback has measured."""
+
+    value: Float[Array, ""]
+    is_new: Bool[Array, ""] | bool  # at this step
 
 
 class StepInfo(NamedTuple):
@@ -26,7 +33,8 @@ class StepInfo(NamedTuple):
     `grads` has the same structure and holds the gradients by unconstrained value. `learning_rate` is
     that of the step's update, where the optimizer's state holds one (a dict by pattern for parameter
     groups), else None. `loss` is NaN at the step that ends a fit because its loss or its update was not
-    finite.
+    finite. `state` is what the loss got: all plain values, free and fixed. `metrics` are the numbers
+    that callbacks before this one have measured, by name.
     """
 
     step: Int[Array, ""]
@@ -35,13 +43,16 @@ class StepInfo(NamedTuple):
     params: PyTree
     grads: PyTree
     learning_rate: PyTree = None
+    state: PyTree = None
+    metrics: Mapping[str, Metric] = {}  # never changed
 
 
 class Callback(eqx.Module):
     """A callback that runs inside the compiled loop, at nanoseconds a step; override what you need.
 
     A callback holds settings alone; all that changes during a fit is its carry. So one object serves
-    any number of fits, also at once. What it does not use of `info` costs nothing.
+    any number of fits, also at once. What it does not use of `info` costs nothing. JAX arrays in its
+    fields are handed to the compiled loop, they are not part of the program.
 
     >>> class StopWhenSmall(Callback):
     ...     limit: float
@@ -63,6 +74,10 @@ class Callback(eqx.Module):
     def update(self, info: StepInfo, carry: PyTree) -> tuple[PyTree, Bool[Array, ""] | bool]:
         """The carry after a step, and whether to stop after it."""
         return carry, False
+
+    def measure(self, carry: PyTree) -> dict[str, Float[Array, ""]]:
+        """Numbers that later callbacks may watch by name; new ones at every `self.every`-th step."""
+        return {}
 
     def record(self, info: StepInfo) -> dict[str, PyTree] | None:
         """What to write to the history, by name, at every `self.every`-th step; None for nothing."""

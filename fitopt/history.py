@@ -25,6 +25,7 @@ RESERVED = (
     "stop_reason",
     "converged",
     "elapsed",
+    "epoch",
 )
 
 
@@ -41,6 +42,7 @@ class ResumePoint(NamedTuple):
     elapsed: float  # seconds
     final: list[Array] | None  # the values that were returned, if the fit is complete, else None
     describe: Callable[[], tuple[Description, Description]]  # the state and the method
+    batches: list[Any] | None = None  # the states of iterators that batches come from
 
 
 class History(dict[str, Any]):
@@ -53,6 +55,7 @@ class History(dict[str, Any]):
     - `"stop_reason"`: a sentence
     - `"converged"`: whether a test of convergence has ended the fit, and no bound holds it
     - `"elapsed"`: seconds, compilation included
+    - `"epoch"`: where there are `Minibatches`, the pass through the data in which each step begins
 
     and what callbacks record: an array or a pytree of arrays with a leading axis of records.
 

@@ -29,13 +29,17 @@ class OptaxOptimizer(Fitter):
     **Arguments:**
 
     - `loss`: a function of the state that returns a real scalar, or `(scalar, aux)` with
-        `has_aux=True`. It gets the state with plain arrays in place of Parameters.
+        `has_aux=True`. It gets the state with plain arrays in place of Parameters, and, where `run` is
+        handed `batches`, the batch of the step as its second argument.
     - `optimizer`: any `optax.GradientTransformation`; line searches get what they need. Or a minimiser
         of optimistix, such as `optimistix.BFGS(rtol, atol)`, whose convergence ends the fit.
     - `callback`: one callback or a list of them, run in that order: traced ones (`fitopt.Callback`)
         and plain Python functions `callback(step, diff_state, static_state, fitting_data, aux_data,
         loss_value, grads)` that return None, whether to stop, or `(stop, diff_state, static_state)`.
     - `has_aux`: whether the loss returns auxiliary data besides.
+    - `example_loss`: a function of the state and of one example, a row of the batch, for optimizers
+        that want the gradient of each, such as `optax.contrib.dpsgd`. They get these with a leading axis
+        of examples; `loss` of the whole batch is recorded all the same.
 
     The compiled programs belong to the instance: another `run` on a state of the same structure and
     shapes compiles nothing.
@@ -56,17 +60,29 @@ class OptaxOptimizer(Fitter):
 
     def __init__(
         self,
-        loss: Callable[[Any], Any],
+        loss: Callable[..., Any],
         optimizer: optax.GradientTransformation | optimistix.AbstractMinimiser[Any, Any, Any],
         callback: Any = None,
         has_aux: bool = False,
+        *,
+        example_loss: Callable[..., Any] | None = None,
     ):
         if not callable(loss):
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
         self._ends_by_itself = is_minimiser(optimizer)
-        method = OptimistixMethod(optimizer) if self._ends_by_itself else OptaxMethod(optimizer)
+        if example_loss is not None and (self._ends_by_itself or not callable(example_loss)):
+            raise TypeError(
+                "example_loss must be a function of the state and an example, for an optax optimizer; "
+                f"got {example_loss!r}"
+            )
+        of_example = example_loss and functools.partial(_evaluate, example_loss, False)
+        if self._ends_by_itself:
+            method = OptimistixMethod(optimizer)
+        else:
+            method = OptaxMethod(optimizer, of_example)
+        self._needs_batches = example_loss is not None
         super().__init__(callback, functools.partial(_evaluate, loss, has_aux), method)
 
     def run(
@@ -75,6 +91,7 @@ class OptaxOptimizer(Fitter):
         max_steps: int | None = None,
         mode: str = "rev",
         *,
+        batches: Any = None,
         resume_from: str | os.PathLike[str] | History | None = None,
     ) -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.
@@ -87,6 +104,10 @@ class OptaxOptimizer(Fitter):
             minimiser makes as many as it takes, and any other optimizer one.
         - `mode`: `"rev"`, or `"fwd"` for forward-mode differentiation: for few parameters, and for
             losses that contain a `lax.while_loop`.
+        - `batches`: what the loss gets besides the state, anew at each step, as `loss(state, batch)`: a
+            `fitopt.Minibatches` or `fitopt.Keys`, an iterable of pytrees of arrays (read ahead in a
+            thread; one that ends, ends the fit), or a pytree of such, for which the loss gets the same
+            pytree of batches. `history["final_loss"]` is then that of the next batch.
         - `resume_from`: a directory into which `fitopt.callbacks.Checkpoint` has written, or the history
             of an earlier run: go on with that fit, bit for bit, until `max_steps` are made in all. A
             directory without a checkpoint is that of a fit that has yet to begin.
@@ -103,7 +124,14 @@ class OptaxOptimizer(Fitter):
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         if max_steps is None:
             max_steps = MOST_STEPS if self._ends_by_itself else 1
-        return self._run(state, max_steps, mode, resume_from)
+        if batches is not None and self._ends_by_itself:
+            raise TypeError(
+                "batches: minimisers of optimistix compare losses of different steps, which must be of "
+                "the same data; take an optax optimizer (optax.lbfgs searches within a step)"
+            )
+        if batches is None and self._needs_batches:
+            raise TypeError("batches must be given where there is an example_loss")
+        return self._run(state, max_steps, mode, resume_from, batches)
 
     def uncertainty(
         self,
@@ -150,7 +178,7 @@ class OptaxOptimizer(Fitter):
         return matrix_free.of_some(*given, parameters)
 
 
-def _evaluate(loss: Callable[[Any], Any], has_aux: bool, state: Any) -> tuple[Array, Any]:
+def _evaluate(loss: Callable[..., Any], has_aux: bool, state: Any, *batch: Any) -> tuple[Array, Any]:
     with numpy_advice("loss"):
-        result = loss(state)
+        result = loss(state, *batch)
     return check_loss(result, has_aux)

@@ -205,7 +205,7 @@ def test_settings_that_make_no_sense_are_errors(make):
         lambda: RecordGradientNorm(every=True),
         lambda: RecordGradientNorm(norm=2),
         lambda: RecordLearningRate(every="all"),
-        lambda: KeepBest(monitor="validation"),
+        lambda: KeepBest(monitor=3),
     ],
 )
 def test_settings_of_another_kind_are_errors_of_type(make):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from ..batches import Feed
 from ..history import Description, ResumePoint
 from ..methods.method import Constants, StopReason
 from ..optimizers.arguments import number
@@ -79,19 +80,25 @@ class Chunks:
         programs_for: Callable[[Layout], Programs],
         flat: Flat,
         rhythm: Rhythm,
+        feed: Feed | None = None,
     ):
         self._programs_for = programs_for
         self._rhythm = rhythm
         self._max_steps = rhythm.max_steps
         self._may_run_ahead = rhythm.is_free
         self._flat = flat
-        programs, constants = programs_for(flat.layout), Constants(flat.free, flat.fixed)
+        self._feed = feed
+        batches = None if feed is None else feed.supply(0)[0]
+        programs = programs_for(flat.layout)
+        constants = programs.loop.problem.constants(flat, batches)
         self.point = Point(0, None, programs, constants, list(flat.free), {})
         self._before: Point | None = None  # where the last chunk that made a step has begun
         self._resume_at: Point | None = None  # where to go on later, if not at the last point
         self._resumed = False
-        shapes = tuple(getattr(x, "shape", ()) for x in (*flat.free, *flat.fixed))
+        arrays = *flat.free, *flat.fixed, *jax.tree.leaves(batches)
+        shapes = tuple(getattr(x, "shape", ()) for x in arrays)
         self._pace = Pace(programs.pace, shapes)
+        self._good_step: int | None = None  # after a fault the one whose batch is known to be good
         self._early: Chunk | None = None  # the next chunk, if it has begun
         self._evaluation: Chunk | None = None  # the step after the last one, likewise
         self._descriptions: dict[Programs, tuple[Description, Description]] = {}
@@ -119,7 +126,7 @@ class Chunks:
         if point.carry is None:
             return
         fixed = resume.fixed_values(here.constants.fixed, point)
-        constants = Constants(point.start, fixed)
+        constants = here.constants._replace(start=point.start, fixed=fixed)
         structure = jax.tree.structure(snapshot.restore(self._carry))
         carry = snapshot.take(jax.tree.unflatten(structure, point.carry))
         values = here.programs.values(carry, constants)
@@ -141,13 +148,14 @@ class Chunks:
             return known[programs]
 
         leaves = None if carry is None else jax.tree.leaves(snapshot.restore(carry))
-        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, None, describe)
+        states = None if self._feed is None else self._feed.states(steps)
+        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, None, describe, states)
 
     # Steps.
 
     def __iter__(self) -> Iterator[Advance]:
         """Make steps until all are made, or one has gone wrong."""
-        left = self._rhythm.steps_left(self.point.steps)
+        left = min(self._rhythm.steps_left(self.point.steps), self._batches_left())
         limit = min(self._pace.first(), left)
         chunk = self._dispatch(limit) if limit else None
         while chunk is not None:
@@ -158,10 +166,34 @@ class Chunks:
             ended = advance.fault is not None or self.point.steps == self._max_steps
             if not ended:
                 limit = min(self._pace.next(limit), self._rhythm.steps_left(self.point.steps))
-                if advance.stopper is None and limit * self._pace.seconds < _SHORT_SECONDS:
+                is_short = limit * self._pace.seconds < _SHORT_SECONDS
+                if advance.stopper is None and is_short and not self._reads_batches:
                     self._early = self._dispatch(limit)
             yield advance
-            chunk = None if ended else self._early or self._dispatch(limit)
+            if self._reads_batches and not ended:
+                limit = min(limit, self._batches_left())
+            chunk = self._early
+            if chunk is None and limit and not ended:
+                chunk = self._dispatch(limit)
+
+    @property
+    def _reads_batches(self) -> bool:
+        return self._feed is not None and self._feed.reads
+
+    def _batches_left(self) -> int:
+        """Have the batches of the next steps at hand; for how many they last."""
+        if self._feed is None:
+            return self._max_steps
+        batches, left = self._feed.supply(self.point.steps)
+        self.point = self.point._replace(constants=self.point.constants._replace(batches=batches))
+        return left
+
+    def end_reason(self) -> StopReason:
+        """Why there are no more chunks, if nothing has stopped the fit."""
+        if self.point.steps < self._max_steps:
+            sentence = f"the batches have ended (after step {self.point.steps - 1})"
+            return StopReason(sentence, is_final=True)
+        return StopReason(f"reached max_steps={self._max_steps}")
 
     def _collect(self, chunk: Chunk, limit: int) -> Advance:
         """Wait for a chunk."""
@@ -198,7 +230,7 @@ class Chunks:
     def _ends_with_its_last_chunk(self) -> bool:
         """Whether nobody looks between the last chunk and the evaluation after it, which is needed."""
         programs = self.point.programs
-        looked_at = programs.finishes or programs.averages
+        looked_at = programs.finishes or programs.averages or self._reads_batches
         after_update = programs.loop.problem.method.loss_after_update
         return self._may_run_ahead and not looked_at and not after_update
 
@@ -232,13 +264,13 @@ class Chunks:
         same = flat.layout == point.layout
         programs = point.programs if same else self._programs_for(flat.layout)
         self._withdraw()
-        constants = Constants(point.constants.start, flat.fixed)
+        constants = point.constants._replace(fixed=flat.fixed)
         self._carry, kept, inside = programs.move(self._carry, point.values, flat.free, constants)
         self._check_inside(inside, flat.free, f"{who} returned a diff_state that leaves the bounds: ")
         self.point = point._replace(
             carry=Snapshot(self._carry.small, kept),
             programs=programs,
-            constants=Constants(flat.free, flat.fixed),
+            constants=constants._replace(start=flat.free),
             values=flat.free,
             edited=True,
         )
@@ -296,10 +328,10 @@ class Chunks:
         good = self._again(back, good_steps)
         chunk = self._again(point, step)
         last = chunk.last if steps else point.last
-        finite = point.programs.gradients_finite(chunk.carry, point.constants)
+        finite = point.programs.gradients_finite(chunk.carry, point.constants, np.int32(step))
         bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
         gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
-        self._carry = good.carry
+        self._carry, self._good_step = good.carry, good_steps
         self._resume_at = back
         self.point = back._replace(
             steps=step, carry=good.saved, values=good.values, last=last, edited=False
@@ -334,7 +366,8 @@ class Chunks:
         near = np.asarray(vector.inside_by(elements, NEAR)[0] != elements)
         if not (near & vector.can_be_flat).any():
             return ()
-        return vector.labelled(np.asarray(point.programs.falls_inside(self._carry, point.constants)))
+        falls = point.programs.falls_inside(self._carry, point.constants, np.int32(point.steps))
+        return vector.labelled(np.asarray(falls))
 
     def end(self, last_loss: Callable[[], float]) -> End:
         """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""
@@ -352,7 +385,8 @@ class Chunks:
     def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End:
         """The end, whose loss is what the next step would record; of that step nothing else is kept.
 
-        Where losses are those after the update, it is that of the last step.
+        So with batches it is that of the next one, or of the last where there is no other. Where
+        losses are those after the update, it is that of the last step.
         """
         point = self.point
         after_update = point.programs.loop.problem.method.loss_after_update
@@ -360,7 +394,9 @@ class Chunks:
             return End(point.values, last_loss(), _look_into(self._carry), fault)
         if point.steps == 0:
             self._check_inside(self._inside, point.constants.start)
-        chunk, self._evaluation = self._evaluation or self._dispatch(1), None
+        if self._good_step is None and self._reads_batches:
+            self._batches_left()  # where the last block has ended there may be another one
+        chunk, self._evaluation = self._evaluation or self._dispatch(1, self._good_step), None
         loss = float(np.asarray(chunk.losses)[0])
         if np.isfinite(loss):
             return End(point.values, loss, _look_into(chunk.carry), fault)

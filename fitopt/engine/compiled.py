@@ -7,14 +7,16 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from ..callback import Callback, StepInfo, own_methods
+from ..batches import draw
+from ..callback import Callback, Metric, StepInfo, own_methods
 from ..methods.method import Constants, Method, Objective, Stepper
-from ..state import Layout, ParameterVector
+from ..state import Flat, Layout, ParameterVector
 from . import snapshot
 from .records import MOST_STEPS, Recorder, check_names
 from .snapshot import Small, Snapshot
@@ -35,10 +37,21 @@ _FALLS = 1e-6  # of the loss: by more than that it falls
 class Problem(NamedTuple):
     """What an optimizer instance minimises, and by which means."""
 
-    evaluate: Callable[[Any], tuple[Any, Any]]  # the plain state -> (loss or residuals, aux)
+    evaluate: Callable[..., tuple[Any, Any]]  # the plain state, a batch -> (loss or residuals, aux)
     method: Method
     callbacks: tuple[Callback, ...]
     uses: tuple[str, ...]  # fields of StepInfo: what host callbacks look at
+
+    def constants(self, flat: Flat, batches: PyTree = None) -> Constants:
+        """What stays the same from the start of a fit on."""
+        arrays = eqx.filter(self.callbacks, eqx.is_array)
+        return Constants(flat.free, flat.fixed, batches, arrays if jax.tree.leaves(arrays) else None)
+
+    def callbacks_of(self, constants: Constants) -> tuple[Callback, ...]:
+        """The callbacks with the arrays that the program was handed."""
+        if constants.callbacks is None:
+            return self.callbacks
+        return eqx.combine(constants.callbacks, self.callbacks)
 
 
 class Carry(NamedTuple):
@@ -72,12 +85,11 @@ class Loop:
         self.layout = layout
         self.mode = mode
 
-    def objective(self, constants: Constants) -> Objective:
+    def bind(self, constants: Constants, step: Array | int = 0) -> tuple[Objective, Stepper]:
+        """What is minimised at a step, and the method that does it."""
         vector = ParameterVector.of(self.layout, constants.start, self.problem.method.keeps_bounds)
-        return Objective(self.problem.evaluate, vector, constants, self.mode)
-
-    def bind(self, constants: Constants) -> tuple[Objective, Stepper]:
-        objective = self.objective(constants)
+        batch = () if constants.batches is None else (draw(constants.batches, jnp.asarray(step)),)
+        objective = Objective(self.problem.evaluate, vector, constants, self.mode, batch)
         return objective, self.problem.method.bind(objective)
 
     # The beginning.
@@ -91,13 +103,15 @@ class Loop:
         objective, stepper = self.bind(constants)
         # Large arrays are donated to the first chunk: they must not share memory with the user's.
         method = stepper.init(objective.position([jnp.copy(value) for value in constants.start]))
-        carries: tuple[PyTree, ...] = ()
-        if self.problem.callbacks:
+        carries: list[PyTree] = []
+        if callbacks := self.problem.callbacks_of(constants):
             info = _blank_info(objective, stepper, method)
-            carries = tuple(callback.init(info) for callback in self.problem.callbacks)
-            for _, choose in own_methods(self.problem.callbacks, "first_learning_rate"):
+            for callback in callbacks:
+                carries.append(callback.init(info))
+                info = _measured(callback, carries[-1], info)
+            for _, choose in own_methods(callbacks, "first_learning_rate"):
                 method = _with_rate(stepper, method, choose(info))
-        return jax.tree.map(strongly_typed, Carry(method, carries))
+        return jax.tree.map(strongly_typed, Carry(method, tuple(carries)))
 
     def inside(self, values: Sequence[Array]) -> list[Array]:
         """For each free Parameter that has bounds, whether a value keeps them."""
@@ -122,15 +136,18 @@ class Loop:
             loss=loss,
             params=objective.tree(objective.values(info.params)),
             learning_rate=stepper.learning_rate(method),
+            state=objective.state(info.params),
         )
-        carries, code = [], jnp.full((), RUNNING, jnp.int32)
-        stop_code, callbacks = stepper.stop_code(method), self.problem.callbacks
+        carries, stops, callbacks = [], [], self.problem.callbacks_of(objective.constants)
+        for callback, before in zip(callbacks, carry.callbacks, strict=True):
+            after, stop = check_update(callback, before, callback.update(seen, before))
+            carries.append(jax.tree.map(strongly_typed, after))
+            stops.append(stop)
+            seen = _measured(callback, after, seen)
+        code, stop_code = jnp.full((), RUNNING, jnp.int32), stepper.stop_code(method)
         if stop_code is not None:
             code = jnp.where(stop_code > 0, FIRST_CALLBACK - 1 + len(callbacks) + stop_code, code)
-        for number, callback in reversed([*enumerate(callbacks)]):
-            before = carry.callbacks[number]
-            after, stop = check_update(callback, before, callback.update(seen, before))
-            carries.insert(0, jax.tree.map(strongly_typed, after))
+        for number, stop in reversed([*enumerate(stops)]):  # the first one of them is the reason
             if stop is not False:
                 code = jnp.where(stop, FIRST_CALLBACK + number, code)
         code = jnp.where(jnp.isfinite(loss), code, NOT_FINITE)
@@ -146,9 +163,12 @@ class Loop:
         zeros = lambda small: jax.tree.map(jnp.zeros_like, small)
         small = lax.cond(limit >= 0, lambda small: small, zeros, small)
         carry: Carry = snapshot.restore(Snapshot(small, large))
-        objective, stepper = self.bind(constants)
+        objective, stepper = self.bind(constants, first)
         blank = _blank_info(objective, stepper, carry.stepper)
-        recorders = [Recorder.of(callback, blank) for callback in self.problem.callbacks]
+        callbacks = self.problem.callbacks_of(constants)
+        for callback, part in zip(callbacks, carry.callbacks, strict=True):
+            blank = _measured(callback, part, blank)
+        recorders = [Recorder.of(callback, blank) for callback in callbacks]
         check_names([name for recorder in recorders for name in recorder.shapes or ()])
         reach = min([MOST_STEPS, *(recorder.reach for recorder in recorders)])
         limit = jnp.minimum(limit, reach)
@@ -158,7 +178,9 @@ class Loop:
 
         def body(state: Any) -> Any:
             carry, count, losses, records, _ = state
-            carry, info, loss, code = self.step(objective, stepper, carry, first + count)
+            step = first + count
+            bound = (objective, stepper) if constants.batches is None else self.bind(constants, step)
+            carry, info, loss, code = self.step(*bound, carry, step)
             losses = lax.dynamic_update_index_in_dim(losses, loss, count, 0)
             records = tuple(
                 recorder.write(record, info, first)
@@ -222,13 +244,13 @@ class Loop:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
         return self.bind(constants)[1].result(snapshot.restore(carry).stepper) is not None
 
-    def falls_inside(self, carry: Snapshot, constants: Constants) -> Array:
+    def falls_inside(self, carry: Snapshot, constants: Constants, step: Array) -> Array:
         """For which elements next to bounds the loss falls into the allowed region.
 
         There the slope of a transform is nearly zero, and so are all derivatives by the unconstrained
         value; so the loss itself is looked at, in points that lie further inside.
         """
-        objective, stepper = self.bind(constants)
+        objective, stepper = self.bind(constants, step)
         method = snapshot.restore(carry).stepper
         vector, position = objective.vector, stepper.position(method)
         loss, _ = stepper.evaluate(position)
@@ -248,9 +270,9 @@ class Loop:
         least = jnp.nanmin(lax.map(loss_at, 2.0 ** -jnp.arange(1.0, 41.0)))
         return candidates & (least < loss - _FALLS * jnp.abs(loss))
 
-    def gradients_finite(self, carry: Snapshot, constants: Constants) -> list[Array]:
+    def gradients_finite(self, carry: Snapshot, constants: Constants, step: Array) -> list[Array]:
         """For each free Parameter, whether its gradient is finite where the carry stands."""
-        _, info = self.bind(constants)[1].step(snapshot.restore(carry).stepper)
+        _, info = self.bind(constants, step)[1].step(snapshot.restore(carry).stepper)
         return [jnp.all(jnp.isfinite(grad)) for grad in jax.tree.leaves(info.grads)]
 
 
@@ -262,7 +284,17 @@ def _blank_info(objective: Objective, stepper: Stepper, method: PyTree) -> StepI
     params = objective.tree(objective.values(position))
     grads = jax.tree.map(jnp.zeros_like, position)
     rate = stepper.learning_rate(method)
-    return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate)
+    state = objective.state(position)
+    return StepInfo(jnp.zeros((), jnp.int32), loss, aux, params, grads, rate, state)
+
+
+def _measured(callback: Callback, carry: PyTree, info: StepInfo) -> StepInfo:
+    """The info with what a callback has measured, for those after it."""
+    if not (measured := callback.measure(carry)):
+        return info
+    is_new = info.step % callback.every == 0
+    metrics = {name: Metric(value, is_new) for name, value in measured.items()}
+    return info._replace(metrics={**info.metrics, **metrics})
 
 
 def strongly_typed(x: Any) -> Array:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from jax.extend.core import get_opaque_trace_state
 from jaxtyping import PyTree
 
+from ..batches import traced_sources
 from ..callback import Callback, HostCallback, StepInfo, label
 from ..history import History
-from ..methods.method import Constants, Method
+from ..methods.method import Method
 from ..state import Layout, flatten
 from . import resume
 from .compiled import Loop, Problem, Programs
@@ -28,7 +29,7 @@ with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformatio
 class Fitter:
     """What an `OptaxOptimizer` and a `LeastSquares` share."""
 
-    def __init__(self, callback: Any, evaluate: Callable[[Any], tuple[Any, Any]], method: Method):
+    def __init__(self, callback: Any, evaluate: Callable[..., tuple[Any, Any]], method: Method):
         self._callbacks = check_callbacks(callback)
         traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
         hosts = [c for c in self._callbacks if isinstance(c, HostCallback)]
@@ -38,7 +39,7 @@ class Fitter:
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
     def _run(
-        self, state: State, max_steps: int, mode: str | None, resume_from: Any
+        self, state: State, max_steps: int, mode: str | None, resume_from: Any, batches: Any = None
     ) -> tuple[State, History]:
         max_steps = check_max_steps(max_steps)
         flat = flatten(state)
@@ -51,10 +52,11 @@ class Fitter:
             if max_steps == MOST_STEPS:
                 raise TypeError("max_steps must be given inside jit, vmap or grad")
             loop = Loop(self._problem, flat.layout, mode)
-            fit = scan(loop, Constants(flat.free, flat.fixed), max_steps)
-            return flat.layout.state(fit.values, flat.fixed), fit.history(loop)
+            constants = self._problem.constants(flat, traced_sources(batches))
+            fit = scan(loop, constants, max_steps)
+            return flat.layout.state(fit.values, flat.fixed), fit.history(loop, batches)
         programs_for = functools.partial(self._programs_for, mode=mode)
-        start = Start(programs_for, self._callbacks, state, flat, max_steps)
+        start = Start(programs_for, self._callbacks, state, flat, max_steps, batches)
         for earlier in itertools.chain(resume.points(resume_from), [None]):
             fitted = run(start, earlier)
             if fitted is not None:

@@ -40,9 +40,13 @@ class HistoryWriter:
                 self.history[name] = item
         self._steps, self._resumed = steps, True
 
-    def append(self, losses: np.ndarray, records: Sequence[Any], steps: int) -> None:
-        """Write some steps: their losses, and what each traced callback has recorded."""
+    def append(
+        self, losses: np.ndarray, records: Sequence[Any], steps: int, epochs: np.ndarray | None = None
+    ) -> None:
+        """Write some steps: their losses, epochs if any, and what each traced callback has recorded."""
         self._series["loss"].extend(losses, steps)
+        if epochs is not None:
+            self._series_of("epoch", 1).extend(epochs, steps)
         before, self._steps = self._steps, self._steps + steps
         for callback, record in zip(self._callbacks, records, strict=True):
             for name, chunk in (record or {}).items():

@@ -1,6 +1,5 @@
 """Where the records of traced callbacks are kept during a stretch."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,8 @@ class Recorder(NamedTuple):
 
     @classmethod
     def of(cls, callback: Callback, info: StepInfo) -> "Recorder":
-        shapes = jax.eval_shape(functools.partial(records_of, callback), info)
+        # The info is no argument: the state in it may hold what is no array.
+        shapes = jax.eval_shape(lambda: records_of(callback, info))
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
         room = min(-(-MOST_STEPS // callback.every), _MOST_BYTES // max(size, 1))
         return cls(callback, shapes, max(room, 1))

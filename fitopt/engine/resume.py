@@ -1,5 +1,6 @@
 """Going on with an earlier fit: where it stood, and whether it fits the one that wants to go on."""
 
+import base64
 import os
 import re
 import warnings
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
+from ..batches import describe
 from ..history import Description, History, ResumePoint
 from ..methods.method import Constants
 from ..parameter import Parameter
@@ -71,18 +73,38 @@ def contents_of(point: ResumePoint, history: History) -> checkpoint.Contents:
         },
         items=cut(history, point.steps),
         every=history.series(),
-        facts={"elapsed": point.elapsed, "state": state, "method": method},
+        facts={
+            "elapsed": point.elapsed,
+            "state": state,
+            "method": method,
+            "batches": None if point.batches is None else [_for_json(x) for x in point.batches],
+        },
     )
 
 
 def _unpacked(contents: checkpoint.Contents) -> tuple[ResumePoint, History]:
     facts = contents.facts
     described = facts["state"], facts["method"]
+    states = facts["batches"]
     point = ResumePoint(
-        contents.step, **contents.arrays, elapsed=facts["elapsed"], describe=lambda: described
+        contents.step,
+        **contents.arrays,
+        elapsed=facts["elapsed"],
+        describe=lambda: described,
+        batches=None if states is None else [_from_json(x) for x in states],
     )
     every = {name: every for name, every in contents.every.items() if name != "loss"}
     return point, History.of(contents.items, every)
+
+
+def _for_json(state: Any) -> Any:
+    """The state of an iterator: of bytes, or of what JSON can say."""
+    return {"base64": base64.b64encode(state).decode()} if isinstance(state, bytes) else state
+
+
+def _from_json(state: Any) -> Any:
+    is_bytes = isinstance(state, dict) and [*state] == ["base64"]
+    return base64.b64decode(state["base64"]) if is_bytes else state
 
 
 def completed(state: Any, flat: Flat, earlier: tuple[ResumePoint, History]) -> tuple[Any, History]:
@@ -101,7 +123,7 @@ def fixed_values(fixed: Sequence[Any], point: ResumePoint) -> list[Any]:
 
 def describe_state(layout: Layout, constants: Constants) -> Description:
     """What a state holds, by path, without the numbers."""
-    state = layout.state(*constants)
+    state = layout.state(constants.start, constants.fixed)
     leaves = jax.tree.leaves_with_path(state, is_leaf=is_parameter)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): _leaf(leaf) for path, leaf in leaves}
 
@@ -135,6 +157,7 @@ def describe_method(programs: "Programs", constants: Constants) -> Description:
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
     step = lambda carry, constants: loop.step(*loop.bind(constants), carry, jax.numpy.zeros((), int))
     program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
+    described |= describe(constants.batches)
     return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
 
 

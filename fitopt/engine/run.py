@@ -3,12 +3,13 @@
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..batches import Feed
 from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
@@ -31,6 +32,7 @@ class Start(NamedTuple):
     state: PyTree
     flat: Flat
     max_steps: int
+    batches: Any = None
 
 
 def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTree, History] | None:
@@ -42,21 +44,26 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
         resume.check_state(earlier[0], start.flat.layout, constants)
         if earlier[0].final is not None:
             return resume.completed(start.state, start.flat, earlier)
-    chunks = Chunks(start.programs_for, start.flat, Rhythm(hosts, start.max_steps))
+    steps, states = (0, None) if earlier is None else (earlier[0].steps, earlier[0].batches)
+    feed = None if start.batches is None else Feed(start.batches, steps, states)
+    chunks = Chunks(start.programs_for, start.flat, Rhythm(hosts, start.max_steps), feed)
     writer = HistoryWriter(start.state, traced, start.max_steps)
     fit = RunningFit(chunks, writer, start.max_steps)
-    with interruptible() as interruption, _left_to_an_error(chunks, writer):
+    with interruptible() as interruption, _closing(feed), _left_to_an_error(chunks, writer):
+        if feed is not None:
+            feed.give_up = lambda: interruption.requested
         if earlier is not None:
             chunks.take_up(earlier[0])
             if earlier[0].carry is not None:
                 writer.take_up(earlier[1], earlier[0].steps)
         with HostCallbacks(start.callbacks, chunks, fit) as callbacks:
-            reason = StopReason(f"reached max_steps={start.max_steps}")
+            reason = None
             for advance in chunks:
                 if advance.is_lost:
                     return None
-                writer.append(advance.losses, advance.records, advance.steps)
                 last = chunks.point.steps - 1
+                passes = feed and feed.epochs(last + 1 - advance.steps, advance.steps)
+                writer.append(advance.losses, advance.records, advance.steps, passes)
                 if advance.fault is not None:
                     stop = StopReason(advance.fault)
                 else:
@@ -68,6 +75,9 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
                 if stop is not None:
                     reason = stop
                     break
+            if reason is None and interruption.requested:  # while it waited for a batch
+                reason = StopReason(f"interrupted (Ctrl-C) after step {chunks.point.steps - 1}")
+            reason = reason or chunks.end_reason()
             return _finished(start, chunks, writer, reason), writer.history
 
 
@@ -95,6 +105,15 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
     if not chunks.point.steps:
         return start.state
     return chunks.point.layout.state(values, chunks.point.constants.fixed)
+
+
+@contextlib.contextmanager
+def _closing(feed: Feed | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if feed is not None:
+            feed.close()
 
 
 def _stalled(reason: StopReason, names: Sequence[str]) -> StopReason:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from ..batches import epochs
 from ..callback import own_methods
 from ..history import History
 from ..methods.method import Constants
@@ -25,7 +26,7 @@ class Scanned(NamedTuple):
     converged: Array
     records: tuple[dict[str, PyTree] | None, ...]
 
-    def history(self, loop: Loop) -> History:
+    def history(self, loop: Loop, batches: PyTree) -> History:
         """The history, in which all is traced."""
         history = History(loss=self.losses)
         for callback, records in zip(loop.problem.callbacks, self.records, strict=True):
@@ -37,6 +38,9 @@ class Scanned(NamedTuple):
         if self.losses.size:
             best_step = jnp.argmin(jnp.where(jnp.isnan(self.losses), jnp.inf, self.losses))
             best_loss = self.losses[best_step]
+        if (passes := epochs(batches, 0, self.losses.size)) is not None:
+            history["epoch"] = jnp.where(jnp.arange(passes.size) < self.n_steps, passes, 0)
+            history.every["epoch"] = 1
         history.update(
             n_steps=self.n_steps,
             converged=self.converged,
@@ -52,15 +56,17 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
     constants = constants._replace(start=_nan_outside(loop, constants.start))
     after_update = loop.problem.method.loss_after_update
     objective, stepper = loop.bind(constants)
+    callbacks = loop.problem.callbacks_of(constants)
     carry = loop.begin(constants)
 
     def advance(state: Any, step: Array) -> Any:
         carry, good, _, count = state
-        after, info, loss, code = loop.step(objective, stepper, carry, step)
+        bound = (objective, stepper) if constants.batches is None else loop.bind(constants, step)
+        after, info, loss, code = loop.step(*bound, carry, step)
         evaluated = stepper.position((after if after_update else carry).stepper)
         good = _select(jnp.isfinite(loss), evaluated, good)
         loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
-        records = tuple(records_of(callback, info) for callback in loop.problem.callbacks)
+        records = tuple(records_of(callback, info) for callback in callbacks)
         return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
 
     def idle(state: Any, step: Array) -> Any:
@@ -77,7 +83,7 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
         _varying(state, axes),
         jnp.arange(max_steps, dtype=jnp.int32),
     )
-    converged = _converged(loop, constants, carry, code)
+    converged = _converged(loop, constants, carry, code, count)
     last_loss = losses[jnp.maximum(count - 1, 0)] if max_steps else None
     if after_update and last_loss is not None:
         result, loss = objective.values(good), last_loss
@@ -88,11 +94,12 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
         other = stepper.result(method)
         if other is not None:
             here, method = other, stepper.move(method, other)
-        carry, _, loss, _ = loop.step(objective, stepper, Carry(method, carry.callbacks), count)
+        bound = loop.bind(constants, count)
+        carry, _, loss, _ = loop.step(*bound, Carry(method, carry.callbacks), count)
         finite = jnp.isfinite(loss)
         loss = loss if last_loss is None else jnp.where(finite, loss, last_loss)
         result = objective.values(_select(finite, here, good))
-    for number, choose in own_methods(loop.problem.callbacks, "result"):
+    for number, choose in own_methods(callbacks, "result"):
         candidate = choose(carry.callbacks[number], loss)
         if candidate is not None:
             better, params, found = candidate
@@ -130,16 +137,16 @@ def _nan_outside(loop: Loop, values: list[Array]) -> list[Array]:
     ]
 
 
-def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array) -> Array:
+def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array, count: Array) -> Array:
     """Whether a test of convergence has ended the fit, and no bound holds it."""
     problem, method = loop.problem, loop.problem.method
     tests = [callback.looks_for_convergence for callback in problem.callbacks]
     tests += [reason.converged for reason in method.stop_reasons(constants.start)]
     converged = jnp.array([False] * FIRST_CALLBACK + tests)[code]
-    vector = loop.objective(constants).vector
+    vector = loop.bind(constants)[0].vector
     if method.keeps_bounds or not any(tests) or not vector.can_be_flat.any():
         return converged
-    return converged & ~jnp.any(loop.falls_inside(snapshot.take(carry), constants))
+    return converged & ~jnp.any(loop.falls_inside(snapshot.take(carry), constants, count))
 
 
 def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:

@@ -19,6 +19,8 @@ class Constants(NamedTuple):
 
     start: list[Array]  # values of the free Parameters when the fit began: masks keep entries of these
     fixed: list[Any]  # arrays and numbers in the state that are not fitted
+    batches: PyTree = None  # a pytree of sources, where the loss gets batches
+    callbacks: PyTree = None  # arrays that callbacks hold, in their structure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +29,23 @@ class Objective:
 
     A position is a pytree in the structure of the state, with an array for each free Parameter and None
     elsewhere: its unconstrained value, or, for a method that keeps bounds itself, its value in units of
-    its scale. `evaluate` gives the loss or the residuals, and aux, of a state with plain values.
+    its scale. `evaluate` gives the loss or the residuals, and aux, of a state with plain values, and of
+    the step's batch where there are batches.
     """
 
-    evaluate: Callable[[Any], tuple[Any, Any]]
+    evaluate: Callable[..., tuple[Any, Any]]
     vector: ParameterVector
     constants: Constants
     mode: str | None
+    batch: tuple[PyTree, ...] = ()  # the one of this step, or none
 
     def __call__(self, position: PyTree) -> tuple[Any, Any]:
         """Loss or residuals, and aux."""
-        state = self.vector.layout.plain(self.values(position), self.constants.fixed)
-        return self.evaluate(state)
+        return self.evaluate(self.state(position), *self.batch)
+
+    def state(self, position: PyTree) -> Any:
+        """The state with plain values, as a loss gets it."""
+        return self.vector.layout.plain(self.values(position), self.constants.fixed)
 
     def values(self, position: PyTree) -> list[Array]:
         """The values of the free Parameters at a position."""

@@ -1,6 +1,8 @@
 """Any optax optimizer as a method."""
 
+import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,13 +21,14 @@ from .method import Method, Objective, Stepper
 
 
 class OptaxMethod(Method):
-    """Any optax optimizer."""
+    """Any optax optimizer; one that wants the gradient of each example needs the loss of one."""
 
-    def __init__(self, optimizer: Any):
+    def __init__(self, optimizer: Any, evaluate_example: Callable[..., tuple[Any, Any]] | None = None):
         self.optimizer: Any = check_optimizer(optimizer)
+        self._evaluate_example = evaluate_example
 
     def bind(self, objective: Objective) -> "OptaxStepper":
-        return OptaxStepper(self.optimizer, objective)
+        return OptaxStepper(self.optimizer, objective, self._evaluate_example)
 
 
 def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
@@ -57,8 +60,14 @@ class OptaxStepper(Stepper):
     leaves value and gradient of its last trial in its state; they are not computed again.
     """
 
-    def __init__(self, optimizer: optax.GradientTransformation, objective: Objective):
+    def __init__(
+        self,
+        optimizer: optax.GradientTransformation,
+        objective: Objective,
+        evaluate_example: Callable[..., tuple[Any, Any]] | None,
+    ):
         self._objective = objective
+        self._evaluate_example = evaluate_example
         self._optimizer = by_name(optimizer, objective.names)
         self._value_and_gradient = value_and_gradient(objective, objective.mode or "rev")
         parameters = inspect.signature(optax.with_extra_args_support(optimizer).update).parameters
@@ -77,8 +86,13 @@ class OptaxStepper(Stepper):
     def step(self, carry: PyTree) -> tuple[PyTree, StepInfo]:
         position, state = carry
         searches = line_searches(state)
-        (loss, aux), grads = self._evaluate(position, last_search(state))
+        # What a line search has left is that of another batch.
+        search = None if self._objective.batch else last_search(state)
+        (loss, aux), grads = self._evaluate(position, search)
         params, uphill = position, grads
+        if self._evaluate_example is not None:
+            uphill = self._gradients_of_examples(position)
+            grads = jax.tree.map(lambda x: jnp.mean(x, axis=0), uphill)
         if searches:
             params, uphill = to_real(position), to_real(grads)
             value_fn = lambda params: self._objective(from_real(params, position))[0]
@@ -113,6 +127,17 @@ class OptaxStepper(Stepper):
 
     def move(self, carry: PyTree, position: PyTree) -> PyTree:
         return position, forget(carry[1])
+
+    def _gradients_of_examples(self, position: PyTree) -> PyTree:
+        """The gradient of each example in the batch, with a leading axis of examples."""
+
+        def gradient(example: PyTree) -> PyTree:
+            of_example = dataclasses.replace(
+                self._objective, evaluate=self._evaluate_example, batch=(example,)
+            )
+            return value_and_gradient(of_example, self._objective.mode or "rev")(position)[1]
+
+        return jax.vmap(gradient)(self._objective.batch[0])
 
     def _evaluate(self, position: PyTree, search: Any) -> tuple[tuple[Array, Any], PyTree]:
         if search is None or jax.tree.structure(search.grad) != jax.tree.structure(position):

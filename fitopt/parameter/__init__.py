@@ -2,5 +2,6 @@
 
 from .parameter import Parameter, with_value
 from .specification import Spec
+from .trainable import trainable
 
-__all__ = ["Parameter", "Spec", "with_value"]
+__all__ = ["Parameter", "Spec", "trainable", "with_value"]

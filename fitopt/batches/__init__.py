@@ -1,0 +1,8 @@
+"""What a loss gets besides the state: rows of data, a key, or both, anew at each step."""
+
+from .feed import Feed, describe, draw, epochs, traced_sources
+from .keys import Keys
+from .minibatches import Minibatches
+from .source import Source
+
+__all__ = ["Feed", "Keys", "Minibatches", "Source", "describe", "draw", "epochs", "traced_sources"]
