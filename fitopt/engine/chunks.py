@@ -69,8 +69,8 @@ class End(NamedTuple):
 class Chunks:
     """Makes the steps of a fit, chunk by chunk; iterating over it does that.
 
-    The carry's large arrays are donated from chunk to chunk, so nobody else may hold it. `point` is
-    where the fit stands, and never changes: going on makes another one. To go back to a step between
+    `point` is where the fit stands, and never changes: going on makes another one, for the loop copies
+    the carry with which it begins. To go back to a step between
     two points, the steps from the first of them are made again, to the last bit: that costs nothing
     until then.
     """
@@ -213,7 +213,7 @@ class Chunks:
         self._before = point
         self.point = point._replace(
             steps=point.steps + steps,
-            carry=chunk.saved,
+            carry=chunk.carry,
             values=chunk.values,
             last=chunk.last,
             edited=False,
@@ -235,19 +235,15 @@ class Chunks:
         return self._may_run_ahead and not looked_at and not after_update
 
     def _dispatch(self, limit: int, first: int | None = None) -> Chunk:
-        """Start a chunk from the carry, which must not be used again; does not wait for it."""
+        """Start a chunk from the carry; does not wait for it."""
         point, carry = self.point, self._carry
         span = np.array([point.steps if first is None else first, limit], np.int32)
-        return point.programs.advance(carry.large, carry.small, point.constants, span)
+        return point.programs.advance(carry, point.constants, span)
 
     def _go_back(self) -> None:
         """Take the carry from the point, after later steps have been begun with it."""
         assert self.point.carry is not None
-        self._carry = self._fresh(self.point.carry)
-
-    def _fresh(self, saved: Snapshot) -> Snapshot:
-        """A carry to go on with from a saved one, which stays."""
-        return Snapshot(saved.small, self.point.programs.copies(saved.large)) if saved.large else saved
+        self._carry = self.point.carry
 
     def _withdraw(self) -> None:
         """Undo a chunk that was begun too early."""
@@ -265,10 +261,10 @@ class Chunks:
         programs = point.programs if same else self._programs_for(flat.layout)
         self._withdraw()
         constants = point.constants._replace(fixed=flat.fixed)
-        self._carry, kept, inside = programs.move(self._carry, point.values, flat.free, constants)
+        self._carry, inside = programs.move(self._carry, point.values, flat.free, constants)
         self._check_inside(inside, flat.free, f"{who} returned a diff_state that leaves the bounds: ")
         self.point = point._replace(
-            carry=Snapshot(self._carry.small, kept),
+            carry=self._carry,
             programs=programs,
             constants=constants._replace(start=flat.free),
             values=flat.free,
@@ -287,8 +283,8 @@ class Chunks:
         rate = jax.tree.map(lambda x: number("learning_rate", x), rate)
         self._withdraw()
         point = self.point
-        self._carry, kept = point.programs.set_learning_rate(self._carry, rate, point.constants)
-        self.point = point._replace(carry=Snapshot(self._carry.small, kept))
+        self._carry = point.programs.set_learning_rate(self._carry, rate, point.constants)
+        self.point = point._replace(carry=self._carry)
 
     def stop_reasons(self) -> tuple[StopReason, ...]:
         """Why the method may have ended the fit."""
@@ -334,7 +330,7 @@ class Chunks:
         self._carry, self._good_step = good.carry, good_steps
         self._resume_at = back
         self.point = back._replace(
-            steps=step, carry=good.saved, values=good.values, last=last, edited=False
+            steps=step, carry=good.carry, values=good.values, last=last, edited=False
         )
         fault = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
         warnings.warn(fault, RuntimeWarning, stacklevel=depth_in_package())
@@ -345,9 +341,9 @@ class Chunks:
         if point.carry is None:
             carry, _ = point.programs.start(point.constants)
         else:
-            carry = self._fresh(point.carry)
+            carry = point.carry
         span = np.array([point.steps, until - point.steps], np.int32)
-        return point.programs.advance(carry.large, carry.small, point.constants, span)
+        return point.programs.advance(carry, point.constants, span)
 
     # The end.
 
@@ -374,8 +370,8 @@ class Chunks:
         self._withdraw()
         point = self.point
         if point.programs.averages:
-            self._carry, kept, values = point.programs.settle(self._carry, point.constants)
-            self.point = point._replace(carry=Snapshot(self._carry.small, kept), values=values)
+            self._carry, values = point.programs.settle(self._carry, point.constants)
+            self.point = point._replace(carry=self._carry, values=values)
         return self._evaluated(last_loss, None)
 
     def carries(self) -> tuple[PyTree, ...]:

@@ -3,6 +3,7 @@
 `Loop` says what a fit computes; its methods are pure and traced. `Programs` compiles them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ..methods.method import Constants, Method, Objective, Stepper
 from ..state import Flat, Layout, ParameterVector
 from . import snapshot
 from .records import MOST_STEPS, Recorder, check_names
-from .snapshot import Small, Snapshot
+from .snapshot import Snapshot
 from .validation import check_update
 
 # How a chunk ended; other codes are FIRST_CALLBACK plus the number of the callback that asked to stop;
@@ -31,6 +32,7 @@ RUNNING, NOT_FINITE, FIRST_CALLBACK = 0, 1, 2
 _ENDED = 2**20
 
 NEAR = 1e-2  # of the width between bounds: next to them transforms are flat
+_SMALL = 1024  # entries of an array
 _FALLS = 1e-6  # of the loss: by more than that it falls
 
 
@@ -64,17 +66,12 @@ class Carry(NamedTuple):
 class Chunk(NamedTuple):
     """What one run of the compiled loop gives back."""
 
-    carry: Snapshot  # whose large arrays are donated to the next chunk
-    kept: list[Array]  # copies of these
+    carry: Snapshot
     values: list[Array]  # of the free Parameters, after the last step
     status: Array  # how many steps were begun, and how the last one ended
     losses: Array  # one for each step begun; what lies behind them is not meant
     records: tuple[dict[str, PyTree] | None, ...]  # of each callback, likewise
     last: dict[str, PyTree]  # of the last step's info what host callbacks use
-
-    @property
-    def saved(self) -> Snapshot:
-        return Snapshot(self.carry.small, self.kept)
 
 
 class Loop:
@@ -101,8 +98,7 @@ class Loop:
     def begin(self, constants: Constants) -> Carry:
         """The carry before the first step."""
         objective, stepper = self.bind(constants)
-        # Large arrays are donated to the first chunk: they must not share memory with the user's.
-        method = stepper.init(objective.position([jnp.copy(value) for value in constants.start]))
+        method = stepper.init(objective.position(constants.start))
         carries: list[PyTree] = []
         if callbacks := self.problem.callbacks_of(constants):
             info = _blank_info(objective, stepper, method)
@@ -125,8 +121,7 @@ class Loop:
     ) -> tuple[Carry, StepInfo, Array, Array]:
         """One step: the carry after it, what callbacks saw, the loss as it was taken, and the code."""
         method, info = stepper.step(carry.stepper)
-        leaves = jax.tree.leaves(stepper.position(method))
-        finite = functools.reduce(jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in leaves])
+        finite = all_finite(jax.tree.leaves(stepper.position(method)))
         # Callbacks get a loss that waits for the update. It tells them of a step that went wrong; and
         # XLA's CPU runtime hands work to other threads when more than a few small kernels are ready
         # at once, which costs more than the kernels do.
@@ -155,14 +150,10 @@ class Loop:
             method = _with_rate(stepper, method, choose(seen, carries[number]))
         return Carry(method, tuple(carries)), seen, info.loss, code
 
-    def advance(self, large: list[Array], small: Small, constants: Constants, span: Array) -> Chunk:
+    def advance(self, before: Snapshot, constants: Constants, span: Array) -> Chunk:
         """The steps from number `span[0]` of the fit on, at most `span[1]` of them."""
         first, limit = span
-        # The loop copies what is not donated. XLA's CPU runtime wakes other threads when more than a few
-        # small operations are ready at once; but a branch in which all is small runs in one piece.
-        zeros = lambda small: jax.tree.map(jnp.zeros_like, small)
-        small = lax.cond(limit >= 0, lambda small: small, zeros, small)
-        carry: Carry = snapshot.restore(Snapshot(small, large))
+        carry: Carry = snapshot.restore(_copied_at_once(before, limit >= 0))
         objective, stepper = self.bind(constants, first)
         blank = _blank_info(objective, stepper, carry.stepper)
         callbacks = self.problem.callbacks_of(constants)
@@ -198,36 +189,34 @@ class Loop:
         code = jnp.where(count < 0, -(count // _ENDED), RUNNING)
         values = objective.values(stepper.position(carry.stepper))
         status = jnp.stack([count + code * _ENDED, code])
-        return Chunk(*_with_copies(carry), values, status, losses, records, last)
+        return Chunk(snapshot.take(carry), values, status, losses, records, last)
 
-    # Between chunks. All carries that these return come with copies of their large arrays.
+    # Between chunks.
 
     def move(
         self, carry: Snapshot, values: Sequence[Array], edited: Sequence[Array], constants: Constants
-    ) -> tuple[Snapshot, list[Array], list[Array]]:
+    ) -> tuple[Snapshot, list[Array]]:
         """The carry after a callback has changed `values` to `edited`, and which of these are inside."""
         objective, stepper = self.bind(constants)
         method, callbacks = snapshot.restore(carry)
         position = jax.tree.leaves(stepper.position(method))
         position = objective.vector.edited_position(position, values, edited)
         method = stepper.move(method, objective.tree(position))
-        return *_with_copies(Carry(method, callbacks)), self.inside(edited)
+        return snapshot.take(Carry(method, callbacks)), self.inside(edited)
 
-    def set_learning_rate(
-        self, carry: Snapshot, rate: PyTree, constants: Constants
-    ) -> tuple[Snapshot, list[Array]]:
+    def set_learning_rate(self, carry: Snapshot, rate: PyTree, constants: Constants) -> Snapshot:
         """A carry with another learning rate."""
         method, callbacks = snapshot.restore(carry)
         method = self.bind(constants)[1].set_learning_rate(method, rate)
-        return _with_copies(Carry(method, callbacks))
+        return snapshot.take(Carry(method, callbacks))
 
-    def settle(self, carry: Snapshot, constants: Constants) -> tuple[Snapshot, list[Array], list[Array]]:
+    def settle(self, carry: Snapshot, constants: Constants) -> tuple[Snapshot, list[Array]]:
         """The carry at the values that the user gets, and these values."""
         objective, stepper = self.bind(constants)
         method, callbacks = snapshot.restore(carry)
         result = stepper.result(method)
         moved = Carry(stepper.move(method, result), callbacks)
-        return *_with_copies(moved), objective.values(result)
+        return snapshot.take(moved), objective.values(result)
 
     # What a carry tells.
 
@@ -297,6 +286,21 @@ def _measured(callback: Callback, carry: PyTree, info: StepInfo) -> StepInfo:
     return info._replace(metrics={**info.metrics, **metrics})
 
 
+def all_finite(arrays: Sequence[Array]) -> Array:
+    """Whether no entry is infinite or NaN."""
+    closely = lambda arrays: functools.reduce(
+        jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in arrays], jnp.array(True)
+    )
+    large = [x for x in arrays if x.size > _SMALL]
+    small = closely([x for x in arrays if x.size <= _SMALL])
+    if not large:
+        return small
+    # XLA's CPU compiler splits a sum over the cores, and what is computed with it. It is finite unless
+    # an entry is not, or it overflows: then all are looked at.
+    total = functools.reduce(jnp.add, [jnp.sum(jnp.abs(x)) for x in large])
+    return small & lax.cond(jnp.isfinite(total), lambda: jnp.array(True), lambda: closely(large))
+
+
 def strongly_typed(x: Any) -> Array:
     """An array of a dtype of its own: a weak one would become strong in the first chunk, and the
     second would be compiled once more.
@@ -305,10 +309,18 @@ def strongly_typed(x: Any) -> Array:
     return x if jnp.issubdtype(x.dtype, jax.dtypes.extended) else x.astype(x.dtype)
 
 
-def _with_copies(carry: Carry) -> tuple[Snapshot, list[Array]]:
-    """A packed carry, and copies of its large arrays, which are donated later."""
-    packed = snapshot.take(carry)
-    return packed, snapshot.copies(packed.large)
+def _copied_at_once(before: Snapshot, always: Array) -> Snapshot:
+    """The same, small arrays in one piece.
+
+    The loop copies what it begins with. XLA's CPU runtime wakes other threads when more than a few small
+    operations are ready at once; but a branch in which all is small runs in one piece.
+    """
+    arrays, places = [*before.arrays], [i for i, x in enumerate(before.arrays) if x.size <= _SMALL]
+    zeros = lambda small: jax.tree.map(jnp.zeros_like, small)
+    small = lax.cond(always, lambda small: small, zeros, [arrays[i] for i in places])
+    for i, x in zip(places, small, strict=True):
+        arrays[i] = x
+    return dataclasses.replace(before, arrays=arrays)
 
 
 def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
@@ -323,10 +335,10 @@ class Programs:
         # Looking up a method of an Equinox module takes longer than calling it: once is enough.
         self.results = own_methods(loop.problem.callbacks, "result")
         self.finishes = own_methods(loop.problem.callbacks, "finish")
-        self.pace: dict[Any, float] = {}  # seconds a step, by the shapes of the arrays
+        self.pace: dict[Any, tuple[float, float]] = {}  # by the shapes of the arrays
         self.averages: bool | None = None  # not known before the first start
         self.start = jax.jit(loop.start)
-        self.advance = jax.jit(loop.advance, donate_argnums=0)
+        self.advance = jax.jit(loop.advance)
         self.move = jax.jit(loop.move)
         self.set_learning_rate = jax.jit(loop.set_learning_rate)
         self.settle = jax.jit(loop.settle)
@@ -334,4 +346,3 @@ class Programs:
         self.learning_rate = jax.jit(loop.learning_rate)
         self.falls_inside = jax.jit(loop.falls_inside)
         self.gradients_finite = jax.jit(loop.gradients_finite)
-        self.copies = jax.jit(snapshot.copies)

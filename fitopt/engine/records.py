@@ -1,4 +1,4 @@
-"""Where the records of traced callbacks are kept during a stretch."""
+"""Where the records of traced callbacks are kept during a chunk."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,12 +11,12 @@ from jaxtyping import Array, PyTree
 from ..callback import Callback, StepInfo
 from ..history import RESERVED
 
-MOST_STEPS = 2**15  # of one stretch: room for this many losses is set aside
-_MOST_BYTES = 2**26  # of the records of one callback in one stretch
+MOST_STEPS = 2**15  # of one chunk: room for this many losses is set aside
+_MOST_BYTES = 2**26  # of the records of one callback in one chunk
 
 
 class Recorder(NamedTuple):
-    """The buffer of one callback's records during a stretch."""
+    """The buffer of one callback's records during a chunk."""
 
     callback: Callback
     shapes: dict[str, PyTree] | None
