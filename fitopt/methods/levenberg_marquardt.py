@@ -15,7 +15,7 @@ import lineax as lx
 import optimistix as optx
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
 
 from .derivatives import along_basis
 from .trust_region import Expectation, bounded_step, lengths, next_radius, squares, triangle_of
@@ -30,18 +30,28 @@ _INWARD = 1e-2  # of the width between bounds: how far a start on one of them is
 _UNCERTAIN = 16.0  # times the rounding: what a change must exceed that no step has made
 
 
+_UNDERWAY, _ENDED, _STALLED = range(3)  # stages
+
+
 class LevenbergMarquardtState(eqx.Module):
-    """What goes from one step to the next."""
+    """What goes from one step to the next: few arrays, as each one costs a short fit time."""
 
     y_eval: PyTree  # the point to try
-    expected: Expectation  # there
+    expected: Float[Array, " 9"]  # there: an `Expectation`
     reduced: Float[Array, "k n+1"]  # Jacobian and residuals at the best point so far: `_reduced`
     aux: PyTree  # there
     scale: Float[Array, " n"]  # of parameters: the largest effect that each has had
-    radius: Float[Array, ""]  # of the trust region
-    first: Bool[Array, ""]
-    terminate: Bool[Array, ""]
-    stalled: Bool[Array, ""]  # ended where no step helps, though the gradient says that one should
+    stage: Int[Array, ""]
+
+    @property
+    def terminate(self) -> Bool[Array, ""]:
+        """Whether it has ended."""
+        return self.stage >= _ENDED
+
+    @property
+    def stalled(self) -> Bool[Array, ""]:
+        """Whether it has ended where no step helps, though the gradient says that one should."""
+        return self.stage == _STALLED
 
     @property
     def f_info(self) -> Any:
@@ -134,17 +144,13 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         point, unravel = ravel_pytree(y)
         # An error in differentiation should not wait for the first step.
         jax.eval_shape(lambda x: _linearized(function, x, options.get("jac", "fwd"))[1](), point)
-        no, zero = jnp.zeros((), bool), jnp.zeros((), dtype)
         return LevenbergMarquardtState(
             y_eval=unravel(_inside(point, *_bounds(options, point))),
-            expected=Expectation(zero, zero, zero, zero, no, no, ~no),
+            expected=jnp.zeros(len(Expectation._fields), dtype),
             reduced=jnp.zeros((min(m, n + 1), n + 1), dtype),
             aux=jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), aux_struct),
             scale=jnp.zeros(n, dtype),
-            radius=zero,
-            first=~no,
-            terminate=no,
-            stalled=no,
+            stage=jnp.full((), _UNDERWAY, jnp.int32),
         )
 
     def step(
@@ -158,51 +164,54 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
     ) -> tuple[PyTree, LevenbergMarquardtState, PyTree]:
         point, unravel = ravel_pytree(y)
         trial, _ = ravel_pytree(state.y_eval)
-        expected, dtype = state.expected, state.radius.dtype
+        expected, dtype = Expectation(*state.expected), state.scale.dtype
+        first = expected.radius == 0
         function = lambda x: _in_a_row(fn, unravel(x), args, dtype)
         residual, jacobian, aux = _linearized(function, trial, options.get("jac", "fwd"))
-        loss, before = squares(residual), squares(state.reduced[:, -1])
+        loss, before = squares(residual), expected.loss
         gain = (before - loss) / expected.reduction
         visible = expected.reduction > expected.rounding
         promising = jnp.where(visible, gain > _LEAST_GAIN, loss <= before + expected.rounding)
-        promising |= state.first
+        promising |= first
         reduced = lax.cond(promising, lambda: _reduced(jacobian(), residual), lambda: state.reduced)
-        # Where the loss would tell no more than rounding, the gradient should become no larger.
+        # Where the loss would tell no more than rounding, the gradient should become no larger, or what
+        # the parameters could yet remove of the residuals.
         bounds = _bounds(options, point)
-        left = _steepness(trial, reduced, state.scale, bounds)
-        flatter = left <= _steepness(point, state.reduced, state.scale, bounds)
+        gradient = lax.stop_gradient(reduced[:, :-1].T @ reduced[:, -1])
+        gradient /= jnp.where(state.scale > 0, state.scale, 1)
+        flatter = squares(jnp.where(_held(trial, gradient, bounds), 0, gradient)) <= expected.steepness
+        flatter |= squares(reduced[: point.size, -1]) <= squares(state.reduced[: point.size, -1])
         gain = lax.stop_gradient(jnp.where(visible, gain, jnp.where(flatter, _NO_GAIN, -1)))
         # A step within the tolerance is taken even so: its derivatives may not have converged yet.
-        enough = (gain > _LEAST_GAIN) | expected.small
-        better = state.first | (promising & enough & jnp.all(jnp.isfinite(reduced)))
+        enough = (gain > _LEAST_GAIN) | (expected.small > 0)
+        better = first | (promising & enough & jnp.isfinite(squares(gradient)))
         point, reduced, aux = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             (trial, reduced, aux),
             (point, state.reduced, state.aux),
         )
-        effects = lax.stop_gradient(lengths(reduced[:, :-1]))
+        known, values = lax.stop_gradient((reduced, point))
+        effects, size = lengths(known[:, :-1]), jnp.sqrt(squares(known[:, -1]))
         scale = jnp.maximum(state.scale, effects)
-        size = lax.stop_gradient(jnp.linalg.norm(reduced[:, -1]))
-        longest = self.first_radius * (size + jnp.linalg.norm(scale * lax.stop_gradient(point)))
-        radius = next_radius(state.radius, expected, better, gain, lax.stop_gradient(loss - before))
-        radius = jnp.where(state.first, longest, radius)
-        trial, proposed = self._propose(point, reduced, effects, scale, radius, bounds)
+        longest = self.first_radius * (size + jnp.sqrt(squares(scale * values)))
+        radius = next_radius(expected, better, gain, lax.stop_gradient(loss - before))
+        radius = jnp.where(first, longest, radius)
+        trial, proposed, steep = self._propose(point, reduced, effects, scale, radius, bounds)
         # Does no step help any more? Rounding explains it where the gradient promises no more than that.
         rests = jnp.all(trial == point)
-        vain = ~better & expected.undamped & ~visible
+        vain = ~better & (expected.undamped > 0) & ~visible
         stuck = rests | vain | (~better & (radius <= jnp.finfo(dtype).eps * size))
-        explained = (rests & proposed.undamped) | ~proposed.steep
-        small = expected.small & jnp.isfinite(loss)
+        explained = (rests & proposed.undamped) | ~steep
+        small = (expected.small > 0) & jnp.isfinite(loss)
+        ended = small | stuck | ~jnp.all(jnp.isfinite(trial))
+        stalled = stuck & ~small & ~proposed.small & ~explained
         state = LevenbergMarquardtState(
             y_eval=unravel(trial),
-            expected=proposed,
+            expected=jnp.stack([x.astype(dtype) for x in proposed]),
             reduced=reduced,
             aux=aux,
             scale=scale,
-            radius=radius,
-            first=jnp.zeros((), bool),
-            terminate=small | stuck | ~jnp.all(jnp.isfinite(trial)),
-            stalled=stuck & ~small & ~proposed.small & ~explained,
+            stage=jnp.where(stalled, _STALLED, jnp.where(ended, _ENDED, _UNDERWAY)).astype(jnp.int32),
         )
         return unravel(point), state, aux
 
@@ -214,46 +223,48 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         scale: Float[Array, " n"],
         radius: Float[Array, ""],
         bounds: tuple[Array | None, Array | None],
-    ) -> tuple[Float[Array, " n"], Expectation]:
-        """The next point to try, and what should come of it."""
-        dtype, eps = reduced.dtype, jnp.finfo(reduced.dtype).eps
+    ) -> tuple[Float[Array, " n"], Expectation, Bool[Array, ""]]:
+        """The next point to try, what should come of it, and whether a parameter alone promises more."""
+        eps, tiny = jnp.finfo(reduced.dtype).eps, jnp.finfo(reduced.dtype).tiny
         units = jnp.where(scale > 0, scale, 1)
-        jacobian, residual = reduced[:, :-1] / units, reduced[:, -1]
-        of_one = effects / units
-        known, unexplained, values = lax.stop_gradient((jacobian, residual, jnp.abs(point)))
-        size = jnp.linalg.norm(unexplained)
-        noise = eps * jnp.maximum(size, jnp.max(effects * values))
-        enough = self.rtol * size + noise
-        gradient = known.T @ unexplained
-        # A parameter without effect stays where it is, like one that a bound holds.
-        fixed, limits = effects == 0, None
+        system = reduced / jnp.append(units, 1)
+        matrix, residual, values = lax.stop_gradient((system[:, :-1], reduced[:, -1], point))
+        # What one unit, and what a parameter as a whole, may explain of the residuals.
+        of_one, of_all = effects / units, effects * jnp.abs(values)
+        loss = squares(residual)
+        size = jnp.sqrt(loss)
+        noise = eps * jnp.maximum(size, jnp.max(of_all))
+        rounding, enough = 4 * noise * (size + noise), self.rtol * size + noise
+        gradient, fixed, limits = matrix.T @ residual, effects == 0, None
         if any(side is not None for side in bounds):
-            room = lax.stop_gradient(tuple(_room(point, side) for side in bounds))
-            below, above = (-units * room[0], units * room[1])
-            fixed |= ((below >= 0) & (gradient > 0)) | ((above <= 0) & (gradient < 0))
+            held = _held(values, gradient, bounds)
+            gradient, fixed = jnp.where(held, 0, gradient), fixed | held
+            system = jnp.where(jnp.append(held, False), 0, system)
+            below, above = lax.stop_gradient(
+                (-units * _room(values, bounds[0]), units * _room(values, bounds[1]))
+            )
             limits = tuple(
                 jnp.where(of_one * jnp.abs(x) <= _NEARBY * size + noise, x, _APPROACH * x)
                 for x in (below, above)
             )
-        step, newton, damping = bounded_step(jacobian, residual, radius, fixed, limits)
-
-        def small(step: Array) -> Array:
-            alone = jnp.maximum(enough, self.rtol * effects * values)
-            change = jnp.linalg.norm(known @ step)
-            return jnp.all(of_one * jnp.abs(step) <= alone) & (change <= enough)
-
-        rounding, tiny = 4 * noise * (size + noise), jnp.finfo(dtype).tiny / eps
-        known_step = lax.stop_gradient(step)
-        undamped, slope = damping == 0, 2 * gradient @ known_step
+        step, newton, damping = bounded_step(system, of_one, radius, fixed, limits)
+        undamped, known_step = damping == 0, lax.stop_gradient(step)
+        full = jnp.where(undamped, known_step, lax.stop_gradient(newton))
+        alone = jnp.all(of_one * jnp.abs(full) <= jnp.maximum(enough, self.rtol * of_all))
+        together = squares(matrix @ full) <= enough**2
+        slope = 2 * jnp.sum(gradient * known_step)
         expected = Expectation(
-            reduction=-slope - squares(known @ known_step),
+            radius=radius,
+            loss=loss,
+            reduction=-slope - squares(matrix @ known_step),
             slope=slope,
             rounding=rounding,
-            length=jnp.linalg.norm(known_step),
+            length=jnp.sqrt(squares(known_step)),
+            steepness=squares(gradient),
             undamped=undamped,
-            small=small(newton) | (undamped & small(known_step)) | (squares(unexplained) <= tiny),
-            steep=jnp.any(~fixed & (jnp.square(gradient) > _UNCERTAIN * rounding * jnp.square(of_one))),
+            small=(alone & together) | (loss <= tiny / eps),
         )
+        steep = jnp.any(jnp.square(gradient) > _UNCERTAIN * rounding * jnp.square(of_one))
         trial = point + (step / units).astype(point.dtype)
         if limits is not None:
             lower, upper = bounds
@@ -261,7 +272,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
                 trial = jnp.where((known_step <= below) & (below <= 0), lower, jnp.maximum(trial, lower))
             if upper is not None:
                 trial = jnp.where((known_step >= above) & (above >= 0), upper, jnp.minimum(trial, upper))
-        return trial, expected
+        return trial, expected, steep
 
     def terminate(
         self,
@@ -316,18 +327,13 @@ def _room(point: Float[Array, " n"], bound: Array | None) -> Float[Array, " n"]:
     return jnp.full_like(point, jnp.inf) if bound is None else jnp.abs(bound - point)
 
 
-def _steepness(
-    point: Float[Array, " n"],
-    reduced: Float[Array, "k n+1"],
-    scale: Float[Array, " n"],
-    bounds: tuple[Array | None, Array | None],
-) -> Float[Array, ""]:
-    """The square of the gradient, in scaled parameters, of those that no bound holds."""
+def _held(
+    values: Float[Array, " n"], gradient: Float[Array, " n"], bounds: tuple[Array | None, Array | None]
+) -> Bool[Array, " n"]:
+    """Which parameters are on a bound and would only leave it outwards."""
     lower, upper = bounds
-    gradient = reduced[:, :-1].T @ reduced[:, -1] / jnp.where(scale > 0, scale, 1)
-    held = False if lower is None else (point <= lower) & (gradient > 0)
-    held |= False if upper is None else (point >= upper) & (gradient < 0)
-    return squares(jnp.where(held, 0, gradient))
+    held = jnp.zeros(values.shape, bool) if lower is None else (values <= lower) & (gradient > 0)
+    return held if upper is None else held | ((values >= upper) & (gradient < 0))
 
 
 def _in_a_row(fn: Function, y: PyTree, args: Any, dtype: Any) -> tuple[Float[Array, " m"], PyTree]:

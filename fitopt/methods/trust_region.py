@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float
 _POOR_GAIN, _SHORTEST_CUT, _LONGEST_CUT = 0.25, 0.1, 0.5  # after less gain the radius is cut so much
 _EXCESS = 1.1  # a step may be so many times longer than the radius, as in MINPACK
 _MOST_DAMPINGS = 15  # to try for one step: Newton's method takes three or four
+_FEW = 10  # columns
 _SMALL = 2**14  # numbers: for such matrices Householder's reflections cost no more than other ways
 
 Limits = tuple[Float[Array, " n"], Float[Array, " n"]] | None
@@ -19,17 +20,18 @@ Limits = tuple[Float[Array, " n"], Float[Array, " n"]] | None
 class Expectation(NamedTuple):
     """What should come of a step."""
 
-    reduction: Float[Array, ""]  # of the sum of squares
-    slope: Float[Array, ""]  # of the sum of squares, where the step begins
+    radius: Float[Array, ""]  # of the trust region; 0 before the first step
+    loss: Float[Array, ""]  # the sum of squares where the step begins
+    reduction: Float[Array, ""]  # of it
+    slope: Float[Array, ""]  # of it, where the step begins
     rounding: Float[Array, ""]  # how much of a change may be no more than that
     length: Float[Array, ""]  # of the step, in the norm of the trust region
+    steepness: Float[Array, ""]  # where it begins: the square of the gradient that no bound holds
     undamped: Bool[Array, ""]  # whether this is the step of Gauss and Newton
     small: Bool[Array, ""]  # whether that is within the tolerance
-    steep: Bool[Array, ""]  # whether a parameter alone promises more than rounding
 
 
 def next_radius(
-    radius: Float[Array, ""],
     expected: Expectation,
     better: Bool[Array, ""],
     gain: Float[Array, ""],
@@ -43,53 +45,54 @@ def next_radius(
     growth = 1 / (1 - jnp.clip(2 * gain - 1, 0, 1) ** 3 / 2)
     good = better & (gain > _POOR_GAIN)
     return jnp.where(
-        good, jnp.maximum(radius, growth * expected.length), cut * jnp.minimum(radius, expected.length)
+        good,
+        jnp.maximum(expected.radius, growth * expected.length),
+        cut * jnp.minimum(expected.radius, expected.length),
     )
 
 
 @jax.custom_jvp
 def bounded_step(
-    matrix: Float[Array, "k n"],
-    vector: Float[Array, " k"],
+    system: Float[Array, "k n+1"],
+    sizes: Float[Array, " n"],
     radius: Float[Array, ""],
     fixed: Bool[Array, " n"],
     limits: Limits,
 ) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, ""]]:
     """The x within the radius and limits for which |matrix x + vector|² is about least.
 
-    Where x is fixed it is 0. Besides: x without radius and limits, and the damping.
+    `system` is matrix and vector side by side, `sizes` the lengths of the matrix' columns. Where x is
+    fixed it is 0, as the column must be. Besides: x without radius and limits, and the damping.
     """
-    x, newton, damping, *_ = _step_and_triangle(matrix, vector, radius, fixed, limits)
+    x, newton, damping, *_ = _step_and_inverse(system, sizes, radius, fixed, limits)
     return x, newton, damping
 
 
-def _step_and_triangle(
-    matrix: Array, vector: Array, radius: Array, fixed: Array, limits: Limits
+def _step_and_inverse(
+    system: Array, sizes: Array, radius: Array, fixed: Array, limits: Limits
 ) -> tuple[Array, ...]:
-    zeros, none = jnp.zeros(matrix.shape[1], matrix.dtype), jnp.zeros((), matrix.dtype)
-
     def longer(carry: tuple[Array, ...]) -> Array:
         tries, _, x, _ = carry
-        return (tries < _MOST_DAMPINGS) & (jnp.linalg.norm(x) > _EXCESS * radius)
+        return (tries < _MOST_DAMPINGS) & (jnp.sqrt(squares(x)) > _EXCESS * radius)
 
     def more(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # Newton's method for 1 / |x| = 1 / radius, of which the damping is almost a linear function.
-        tries, damping, x, triangle = carry
-        length = jnp.linalg.norm(x)
-        slope = squares(solve_triangular(triangle, x / length, trans=1))
+        tries, damping, x, inverse = carry
+        length = jnp.sqrt(squares(x))
+        slope = squares((x / length) @ inverse)
         damping = damping + (length - radius) / (radius * slope)
-        return tries + 1, damping, *_damped(matrix, vector, damping, fixed, zeros)
+        return tries + 1, damping, *_damped(system, sizes, damping, fixed)
 
-    count = jnp.zeros((), jnp.int32)
-    newton, triangle = _damped(matrix, vector, none, fixed, zeros)
-    _, damping, x, triangle = lax.while_loop(longer, more, (count, none, newton, triangle))
+    count, none = jnp.zeros((), jnp.int32), jnp.zeros((), system.dtype)
+    newton, inverse = _damped(system, sizes, none, fixed)
+    _, damping, x, inverse = lax.while_loop(longer, more, (count, none, newton, inverse))
     if limits is None:
-        return x, newton, damping, triangle, fixed
+        return x, newton, damping, inverse, fixed
     lower, upper = limits
 
     def beyond(carry: tuple[Array, ...]) -> Array:
         tries, fixed, _, x, _ = carry
-        return (tries < zeros.size) & jnp.any(~fixed & ((x < lower) | (x > upper)))
+        return (tries < x.size) & jnp.any(~fixed & ((x < lower) | (x > upper)))
 
     def along(carry: tuple[Array, ...]) -> tuple[Array, ...]:
         # Go from the last point within the limits until one is met, and from there keep to that.
@@ -100,40 +103,61 @@ def _step_and_triangle(
         met = part <= jnp.min(part)
         last = jnp.where(met, limit, last + jnp.clip(jnp.min(part), 0, 1) * move)
         fixed |= met
-        return tries + 1, fixed, last, *_damped(matrix, vector, damping, fixed, last)
+        held = jnp.where(fixed, last, 0)
+        rest = system[:, -1:] + system[:, :-1] @ held[:, None]
+        left = jnp.concatenate([jnp.where(fixed, 0, system[:, :-1]), rest], axis=1)
+        x, inverse = _damped(left, sizes, damping, fixed)
+        return tries + 1, fixed, last, x + held, inverse
 
-    carry = (count, fixed, zeros, x, triangle)
-    _, fixed, _, x, triangle = lax.while_loop(beyond, along, carry)
-    return x, newton, damping, triangle, fixed
+    carry = (count, fixed, jnp.zeros_like(x), x, inverse)
+    _, fixed, _, x, inverse = lax.while_loop(beyond, along, carry)
+    return x, newton, damping, inverse, fixed
 
 
 @bounded_step.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    (matrix, vector, *_), (of_matrix, of_vector, *_) = primals, tangents
-    x, newton, damping, triangle, fixed = _step_and_triangle(*primals)
-    slope = of_matrix.T @ (matrix @ x + vector) + matrix.T @ (of_matrix @ x + of_vector)
+    (system, *_), (of_system, *_) = primals, tangents
+    x, newton, damping, inverse, fixed = _step_and_inverse(*primals)
+    step = jnp.append(x, 1)
+    slope = (of_system.T @ (system @ step) + system.T @ (of_system @ step))[:-1]
     slope = jnp.where(fixed, 0, slope)
-    of_x = -solve_triangular(triangle, solve_triangular(triangle, slope, trans=1))
+    of_x = -inverse @ (slope @ inverse)
     nothing = jax.tree.map(jnp.zeros_like, (newton, damping))
     return (x, newton, damping), (jnp.where(fixed, 0, of_x), *nothing)
 
 
 def _damped(
-    matrix: Array, vector: Array, damping: Array, fixed: Array, values: Array
+    system: Array, sizes: Array, damping: Array, fixed: Array
 ) -> tuple[Float[Array, " n"], Float[Array, "n n"]]:
-    """The x, fixed at some values, for which |matrix x + vector|² + damping |x|² is least; a triangle.
+    """The x, 0 where fixed, for which |matrix x + vector|² + damping |x|² is least.
 
-    Columns that are no more than rounding apart are told apart by a damping of their own.
+    Columns that are no more than rounding apart are told apart by a damping of their own. Besides: the
+    inverse of a triangle whose columns have the products of the damped matrix'.
     """
-    n, eps = matrix.shape[1], jnp.finfo(matrix.dtype).eps
-    rest = vector + matrix @ jnp.where(fixed, values, 0)
-    free = jnp.where(fixed, 0, matrix)
-    roots = jnp.sqrt(jnp.where(fixed, 1, damping + eps * jnp.sum(jnp.square(free), axis=0)))
-    above = jnp.concatenate([free, rest[:, None]], axis=1)
-    below = jnp.concatenate([jnp.diag(roots), jnp.zeros((n, 1), matrix.dtype)], axis=1)
-    triangle = jnp.linalg.qr(jnp.concatenate([above, below]), mode="r")
-    x = -solve_triangular(triangle[:n, :n], triangle[:n, n])
-    return jnp.where(fixed, values, x), triangle[:n, :n]
+    n, dtype = sizes.size, system.dtype
+    roots = jnp.sqrt(jnp.where(fixed, 1, damping + jnp.finfo(dtype).eps * jnp.square(sizes)))
+    identity = jnp.eye(n, n + 1, dtype=dtype)
+    system = jnp.concatenate([system, roots[:, None] * identity])
+    if n > _FEW:
+        triangle = jnp.linalg.qr(system, mode="r")[:n]
+        inverse = solve_triangular(triangle[:, :n], identity[:, :n])
+        return -inverse @ triangle[:, n], inverse
+    rows = len(system)
+
+    def orthogonalize(j: Array, columns: Array) -> Array:
+        # Gram and Schmidt, modified (Björck, 1967, BIT 7, 1-21). What is done to the columns of the
+        # identity below makes them the inverse, and in the end the solution. For few columns that takes
+        # a fraction of the time that it takes to call LAPACK.
+        column = lax.dynamic_slice_in_dim(columns, j, 1, axis=1)
+        products = jnp.sum(column[:rows] * columns[:rows], axis=0)
+        return columns - column * jnp.where(jnp.arange(n + 1) > j, products / products[j], 0)
+
+    columns = lax.fori_loop(0, n, orthogonalize, jnp.concatenate([system, identity]))
+    inverse = columns[rows:, :n] / jnp.sqrt(jnp.sum(jnp.square(columns[:rows, :n]), axis=0))
+    x = columns[rows:, n]
+    # An inverse alone would leave more of the gradient than rounding explains.
+    gradient = (system[:, :n] @ x + system[:, n]) @ system[:, :n]
+    return x - inverse @ (gradient @ inverse), inverse
 
 
 @jax.custom_jvp
@@ -175,6 +199,4 @@ def squares(x: Array) -> Float[Array, ""]:
 
 def lengths(matrix: Float[Array, "k n"]) -> Float[Array, " n"]:
     """Of the columns; their squares need not be numbers of this precision."""
-    largest = jnp.max(jnp.abs(matrix), axis=0)
-    largest = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.linalg.norm(matrix / largest, axis=0)
+    return lax.reduce(jnp.abs(matrix), jnp.zeros((), matrix.dtype), jnp.hypot, (0,))
