@@ -492,6 +492,18 @@ def test_bounds_hold_and_the_solution_on_them_is_that_of_scipy(start):
     assert gradient(decay, found)[2] > 0
 
 
+@pytest.mark.parametrize("start", [[0.0, 10.0, 5.0], [20.0, 0.0, 5.0]])
+def test_a_start_on_a_bound_does_not_send_the_others_away(start):
+    time = np.linspace(0, 8, 40)
+
+    def uptake(x):
+        return x[0] * x[1] / (x[1] - x[2]) * (jnp.exp(-x[2] * time) - jnp.exp(-x[1] * time))
+
+    data = uptake(np.array([4.0, 2.0, 0.4]))
+    found = fit(lambda x: uptake(x) - data, start, lower=[0.0, 0.0, 0.0])
+    np.testing.assert_allclose(uptake(found.value), data, atol=1e-6)
+
+
 def test_no_trial_point_is_out_of_bounds():
     # Where these residuals are not finite nothing has been evaluated: they would have been noticed.
     guarded = lambda x: decay(x) + jnp.where(jnp.all((x >= 0) & (x <= 3)), 0.0, jnp.nan)

@@ -92,7 +92,8 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
     Options: `jac`, `"fwd"` or `"bwd"`, as for `optimistix.LevenbergMarquardt`; `lower` and `upper`,
     bounds in the structure of `y`, infinite where there is none. The start must be within them; one
     that is on a bound is moved a little inside: by a hundredth of the way to the opposite bound, or, if
-    there is none, by the root of the machine's precision times the bound, or 1 if that is more.
+    there is none, by the root of the machine's precision times the bound, or 1 if that is more. The
+    first step then changes such parameters alone.
 
     When it ends, `stalled` in its state says whether that is because no step helps any more, though the
     gradient says that one should: the derivatives are wrong there, or the residuals rough.
@@ -185,6 +186,9 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         # A step within the tolerance is taken even so: its derivatives may not have converged yet.
         enough = (gain > _LEAST_GAIN) | (expected.small > 0)
         better = first | (promising & enough & jnp.isfinite(squares(gradient)))
+        # Next to a bound a parameter may leave others without effect, until it has moved away.
+        moved = trial != point
+        waiting = first & jnp.any(moved) & ~moved
         point, reduced, aux = jax.tree.map(
             lambda new, old: jnp.where(better, new, old),
             (trial, reduced, aux),
@@ -196,9 +200,9 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         longest = self.first_radius * (size + jnp.sqrt(squares(scale * values)))
         radius = next_radius(expected, better, gain, lax.stop_gradient(loss - before))
         radius = jnp.where(first, longest, radius)
-        trial, proposed, steep = self._propose(point, reduced, effects, scale, radius, bounds)
+        trial, proposed, steep = self._propose(point, reduced, effects, scale, radius, bounds, waiting)
         # Does no step help any more? Rounding explains it where the gradient promises no more than that.
-        rests = jnp.all(trial == point)
+        rests = jnp.all(trial == point) & ~jnp.any(waiting)
         vain = ~better & (expected.undamped > 0) & ~visible
         stuck = rests | vain | (~better & (radius <= jnp.finfo(dtype).eps * size))
         explained = (rests & proposed.undamped) | ~steep
@@ -223,6 +227,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         scale: Float[Array, " n"],
         radius: Float[Array, ""],
         bounds: tuple[Array | None, Array | None],
+        waiting: Bool[Array, " n"],
     ) -> tuple[Float[Array, " n"], Expectation, Bool[Array, ""]]:
         """The next point to try, what should come of it, and whether a parameter alone promises more."""
         eps, tiny = jnp.finfo(reduced.dtype).eps, jnp.finfo(reduced.dtype).tiny
@@ -237,7 +242,7 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         rounding, enough = 4 * noise * (size + noise), self.rtol * size + noise
         gradient, fixed, limits = matrix.T @ residual, effects == 0, None
         if any(side is not None for side in bounds):
-            held = _held(values, gradient, bounds)
+            held = _held(values, gradient, bounds) | waiting
             gradient, fixed = jnp.where(held, 0, gradient), fixed | held
             system = jnp.where(jnp.append(held, False), 0, system)
             below, above = lax.stop_gradient(
@@ -261,8 +266,8 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
             rounding=rounding,
             length=jnp.sqrt(squares(known_step)),
             steepness=squares(gradient),
-            undamped=undamped,
-            small=(alone & together) | (loss <= tiny / eps),
+            undamped=undamped & ~jnp.any(waiting),
+            small=(alone & together & ~jnp.any(waiting)) | (loss <= tiny / eps),
         )
         steep = jnp.any(jnp.square(gradient) > _UNCERTAIN * rounding * jnp.square(of_one))
         trial = point + (step / units).astype(point.dtype)
