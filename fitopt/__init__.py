@@ -10,7 +10,7 @@ from .least_squares import LeastSquares
 from .methods.lbfgsb import LBFGSB
 from .methods.levenberg_marquardt import LevenbergMarquardt
 from .optax_optimizer import OptaxOptimizer
-from .parameter import Parameter, trainable
+from .parameter import Derived, Parameter, trainable
 from .plotting import (
     plot_contour,
     plot_correlation,
@@ -29,6 +29,7 @@ __version__ = version("fitopt")
 __all__ = [
     "LBFGSB",
     "Callback",
+    "Derived",
     "Fit",
     "History",
     "HostCallback",

@@ -7,27 +7,29 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree, Shaped
 
-from ..parameter import Parameter
-from ..state import ParameterVector, is_parameter
+from ..parameter import Derived, Parameter, Spec
+from ..state import ParameterVector, flatten, is_leaf, is_parameter, values
 from ..state.block import Block
 from ..state.layout import unique_names
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
 
-FITTED, FIXED, AT_BOUND, UNDETERMINED = "fitted", "fixed", "at a bound", "not determined"
+FITTED, FIXED, DERIVED = "fitted", "fixed", "derived"
+AT_BOUND, UNDETERMINED = "at a bound", "not determined"
 
 
 class Element(NamedTuple):
     """One real number of a Parameter.
 
     - `error`: its standard error: infinite where the data do not determine it, None where there is none,
-        as it is fixed, at a bound, or the report is one without errors
+        as it is fixed, at a bound, or the report is one without errors; of what is derived by propagation
     - `start`: where the fit began; None where that is not known, or it is fixed
     - `lower`, `upper`: its bounds, None where it has none
-    - `status`: "fitted", "fixed", "at a bound" or "not determined"
+    - `status`: "fitted", "fixed", "derived", "at a bound" or "not determined"
     - `interval`: the ends of its confidence interval, None where there is none
     """
 
@@ -91,20 +93,23 @@ class Elements:
 
 
 def parameters_of(state: PyTree) -> dict[str, Parameter]:
-    """The Parameters of a state by path; those in dicts in the order of these, which JAX would sort."""
+    """The Parameters of a state by path."""
+    return {path: leaf for path, leaf in leaves_of(state).items() if isinstance(leaf, Parameter)}
+
+
+def leaves_of(state: PyTree) -> dict[str, Any]:
+    """The leaves of a state by path; those in dicts in the order of these, which JAX would sort."""
 
     def walk(node: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
         if type(node) is dict:
             for key, child in node.items():
                 yield from walk(child, (*path, jax.tree_util.DictKey(key)))
         else:
-            for further, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_parameter):
+            for further, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
                 yield (*path, *further), leaf
 
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in walk(state, ())
-        if is_parameter(leaf)
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in walk(state, ())
     }
 
 
@@ -154,6 +159,37 @@ def elements(
                 )
         begun = None if starts is None else block.reals(starts[path].value)
         found.append(Elements(block, values, begun, errors, statuses, intervals))
+    return tuple(found)
+
+
+def derived_elements(state: PyTree, uncertainty: Uncertainty | None) -> tuple[Elements, ...]:
+    """The elements of each Derived in a state, with errors by propagation."""
+    named = {path: leaf for path, leaf in leaves_of(state).items() if is_leaf(leaf)}
+    names = dict(
+        zip(named, unique_names([leaf.name for leaf in named.values()], list(named)), strict=True)
+    )
+    paths = [path for path, leaf in named.items() if isinstance(leaf, Derived)]
+    if not paths:
+        return ()
+
+    def computed(plain: PyTree) -> list[Any]:
+        leaves = leaves_of(plain)
+        return [jnp.asarray(leaves[path]) * 1.0 for path in paths]
+
+    if uncertainty is None or not uncertainty.is_complete:
+        flat = flatten(state)
+        with ParameterVector.of(flat.layout, flat.free).precision():
+            arrays = jax.device_get(computed(values(state)))
+        errors = [np.full(np.shape(x), np.nan) for x in arrays]
+    else:
+        arrays, errors = uncertainty.propagate(computed, state)
+    found = []
+    for path, array, error in zip(paths, arrays, errors, strict=True):
+        spec = Spec(names[path], False, None, None, None, None, None)
+        block = Block(names[path], spec, array.shape, array.dtype)
+        numbers = block.reals(error)
+        statuses = np.where(np.isinf(numbers), UNDETERMINED, DERIVED)
+        found.append(Elements(block, block.reals(array), None, numbers, statuses, {}))
     return tuple(found)
 
 

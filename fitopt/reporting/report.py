@@ -15,7 +15,7 @@ from ..parameter import Parameter
 from ..state import ParameterVector, flatten
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
-from .elements import Element, Elements, blocks, elements, parameters_of
+from .elements import Element, Elements, blocks, derived_elements, elements, parameters_of
 from .goodness import goodness
 from .html import html
 from .tables import Tables, correlation_rows, course_rows, parameter_columns, quality_rows
@@ -30,7 +30,7 @@ class Report:
 
     `fitopt.report` makes one. All of it are plain numbers and strings, None for what is not known.
 
-    - `parameters`: a list of `fitopt.reporting.Element`, one for each real number
+    - `parameters`: a list of `fitopt.reporting.Element`, one for each real number, at last the derived
     - `correlations`: `(name, name, correlation)` of those above 0.1, the strongest first
     - `n_data`: how many residuals, or data points
     - `n_variables`: how many numbers the data were to determine: not those on a bound nor, in least
@@ -66,7 +66,7 @@ class Report:
 
     @property
     def parameters(self) -> list[Element]:
-        """One for each real number of each Parameter."""
+        """One for each real number of each Parameter and each Derived."""
         return [element for one in self._elements for element in one]
 
     def to_dict(self) -> dict[str, Any]:
@@ -171,6 +171,7 @@ def report(
     vector = ParameterVector.of(flat.layout, flat.free)
     described = blocks(parameters, vector)
     found = elements(described, parameters, starts, uncertainty, intervals)
+    found += derived_elements(state, uncertainty)
     quality = goodness(history, uncertainty, vector.n_displacements, n_data)
     n_steps = None if history.get("n_steps") is None else int(history["n_steps"])
     is_least_squares = uncertainty is not None and uncertainty.n_data is not None

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .digits import measured, number, percent, span
-from .elements import FITTED, Element, Elements
+from .elements import DERIVED, FITTED, Element, Elements
 
 _FEW = 8  # elements of an array that are shown
 _MOST = 20  # correlations that are shown
@@ -52,7 +52,7 @@ def _rows(elements: Elements, digits: int) -> list[tuple[str, ...]]:
 
 def _row(element: Element, digits: int) -> tuple[str, ...]:
     value, error = number(element.value), ""
-    if element.status != FITTED:
+    if element.status != FITTED and (element.status != DERIVED or element.error is None):
         error = f"({element.status})"
     elif element.error is not None and math.isinf(element.error):
         error = "(error unknown)"
@@ -63,7 +63,10 @@ def _row(element: Element, digits: int) -> tuple[str, ...]:
     relative = "" if element.relative_error is None else percent(element.relative_error)
     start = "" if element.start is None else number(element.start)
     interval = "" if element.interval is None else span(*element.interval, digits + 1)
-    return element.name, value, error, relative, interval, start, _bounds(element.lower, element.upper)
+    bounds = _bounds(element.lower, element.upper)
+    if element.status == DERIVED and element.error is not None:
+        bounds = f"({DERIVED})"
+    return element.name, value, error, relative, interval, start, bounds
 
 
 def _bounds(lower: float | None, upper: float | None) -> str:

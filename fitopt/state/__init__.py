@@ -2,7 +2,7 @@
 
 from .layout import Flat, Layout, flatten
 from .parameter_vector import ParameterVector
-from .trees import combine, is_array, is_parameter, partition, values
+from .trees import combine, is_array, is_leaf, is_parameter, partition, values
 
 __all__ = [
     "Flat",
@@ -11,6 +11,7 @@ __all__ = [
     "combine",
     "flatten",
     "is_array",
+    "is_leaf",
     "is_parameter",
     "partition",
     "values",

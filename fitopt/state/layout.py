@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from ..parameter import Parameter, Spec, with_value
-from .trees import is_array, is_parameter
+from ..parameter import Derived, Parameter, Spec, with_value
+from ..parameter.derived import compute
+from .trees import is_array, is_leaf
 
 
 class _Opaque:
@@ -43,7 +44,7 @@ class Layout:
     """
 
     treedef: Any
-    leaves: tuple[Any, ...]  # a Spec for a Parameter, _ARRAY, or an _Opaque
+    leaves: tuple[Any, ...]  # a Spec for a Parameter, _ARRAY, a Derived, or an _Opaque
 
     @functools.cached_property
     def _hash(self) -> int:
@@ -87,12 +88,16 @@ class Layout:
                 built.append(with_value(leaf, value) if wrap else value)
             elif leaf is _ARRAY:
                 built.append(next(fixed_leaves))
+            elif isinstance(leaf, Derived):
+                built.append(leaf)
             else:
                 built.append(leaf.leaf)
+        if fixed is not None and not wrap:
+            built = compute(built, self.treedef.unflatten)
         return jax.tree.unflatten(self.treedef, built)
 
     def plain(self, free: Sequence[Array], fixed: Sequence[Any]) -> Any:
-        """The state as a loss sees it: values in place of Parameters."""
+        """The state as a loss sees it: arrays in place of Parameters and of each Derived."""
         return self._build(free, fixed, wrap=False)
 
     def free_tree(self, leaves: Sequence[Any]) -> Any:
@@ -140,7 +145,7 @@ def flatten(state: Any) -> Flat:
 
     **Raises:** `ValueError` if a free Parameter is in it more than once.
     """
-    leaves, treedef = jax.tree.flatten(state, is_leaf=is_parameter)
+    leaves, treedef = jax.tree.flatten(state, is_leaf=is_leaf)
     free, fixed, kept = [], [], []
     seen: set[int] = set()
     for leaf in leaves:
@@ -157,6 +162,8 @@ def flatten(state: Any) -> Flat:
         elif is_array(leaf):
             fixed.append(leaf)
             kept.append(_ARRAY)
+        elif isinstance(leaf, Derived):
+            kept.append(leaf)
         else:
             kept.append(_Opaque(leaf))
     return Flat(free, fixed, Layout(treedef, tuple(kept)))

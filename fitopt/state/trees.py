@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..parameter import Parameter
+from ..parameter import Derived, Parameter
+from ..parameter.derived import compute
 
 State = TypeVar("State")
 
@@ -16,20 +17,29 @@ def is_parameter(x: Any) -> bool:
     return isinstance(x, Parameter)
 
 
-def _is_parameter_or_none(x: Any) -> bool:
-    return x is None or isinstance(x, Parameter)
+def is_leaf(x: Any) -> bool:
+    """Whether `x` is a Parameter or a Derived: what a state has for leaves besides those of JAX."""
+    return isinstance(x, Parameter | Derived)
+
+
+def _is_leaf_or_none(x: Any) -> bool:
+    return x is None or is_leaf(x)
 
 
 def values(state: State) -> State:
-    """The state with every Parameter, free or fixed, replaced by the plain array of its value.
+    """The state with every Parameter, free or fixed, and every Derived replaced by a plain array.
 
     This is what a loss gets.
+
+    **Raises:** `ValueError` if some Derived refer to each other in a circle.
 
     >>> from fitopt import Parameter, values
     >>> values({"k": Parameter("k", 2.0), "name": "decay"})
     {'k': Array(2., dtype=float32), 'name': 'decay'}
     """
-    return jax.tree.map(lambda x: x.value if is_parameter(x) else x, state, is_leaf=is_parameter)
+    leaves, treedef = jax.tree.flatten(state, is_leaf=is_leaf)
+    plain = [x.value if is_parameter(x) else x for x in leaves]
+    return jax.tree.unflatten(treedef, compute(plain, treedef.unflatten))
 
 
 def partition(state: State) -> tuple[State, State]:
@@ -46,7 +56,7 @@ def partition(state: State) -> tuple[State, State]:
         return jax.tree.map(
             lambda x: x if (is_parameter(x) and x.free) == free else None,
             state,
-            is_leaf=is_parameter,
+            is_leaf=is_leaf,
         )
 
     return select(True), select(False)
@@ -61,7 +71,7 @@ def combine(free: State, fixed: State) -> State:
     >>> combine(*partition({"k": Parameter("k", 2.0), "n": 3}))
     {'k': Parameter('k', 2.0), 'n': 3}
     """
-    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_parameter_or_none)
+    return jax.tree.map(lambda a, b: b if a is None else a, free, fixed, is_leaf=_is_leaf_or_none)
 
 
 def is_array(leaf: Any) -> bool:

@@ -208,6 +208,11 @@ class Uncertainty:
         rows, level = (self._row(a), self._row(b)), _checked(level)
         return contour(self._complete(), self._minimum, rows, level, points)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether it is about all that was fitted, not only about some of it."""
+        return self._likelihood is not None
+
     def _complete(self) -> Likelihood:
         if self._likelihood is None:
             raise ValueError("this needs the uncertainty of all parameters, not only of some")
