@@ -9,6 +9,7 @@ from .history import History
 from .least_squares import LeastSquares
 from .methods.lbfgsb import LBFGSB
 from .methods.levenberg_marquardt import LevenbergMarquardt
+from .methods.priors import with_priors
 from .optax_optimizer import OptaxOptimizer
 from .parameter import Derived, Parameter, trainable
 from .plotting import (
@@ -20,9 +21,9 @@ from .plotting import (
     plot_profile,
 )
 from .reporting import Report, report
-from .state import combine, partition, values
+from .state import combine, partition, unconstrained, values
 from .stateful import Optimizer
-from .uncertainty import Uncertainty
+from .uncertainty import Uncertainty, log_density, to_inference_data
 
 __version__ = version("fitopt")
 
@@ -45,6 +46,7 @@ __all__ = [
     "Uncertainty",
     "callbacks",
     "combine",
+    "log_density",
     "optimizers",
     "partition",
     "plot_contour",
@@ -55,7 +57,10 @@ __all__ = [
     "plot_profile",
     "report",
     "schedules",
+    "to_inference_data",
     "trainable",
     "transforms",
+    "unconstrained",
     "values",
+    "with_priors",
 ]

@@ -18,6 +18,7 @@ from .engine.validation import describe, numpy_advice
 from .history import History
 from .methods.derivatives import MODES
 from .methods.optimistix_method import OptimistixMethod, check_solver
+from .methods.priors import WithPriors, explained_by_priors
 from .methods.robust import LOSSES, RobustLoss
 from .parameter.complex_numbers import to_real
 
@@ -34,7 +35,8 @@ class LeastSquares(Fitter):
 
     - `residuals`: a function of the state that returns what should be small: an array or a pytree of
         arrays, such as model - data; or `(residuals, aux)` with `has_aux=True`. It gets the state with
-        plain arrays in place of Parameters.
+        plain arrays in place of Parameters. `fitopt.with_priors(residuals, {...})` adds normal priors:
+        one more residual for each number that has one.
     - `solver`: a least-squares solver of optimistix; by default `fitopt.LevenbergMarquardt` with
         rtol=1e-8 in double precision and 1e-5 in single.
     - `callback`: one callback or a list of them, as for `fitopt.OptaxOptimizer`.
@@ -90,7 +92,10 @@ class LeastSquares(Fitter):
         if not isinstance(loss, str) or loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {loss!r}")
         f_scale = _check_f_scale(f_scale)
-        self._absolute_sigma = absolute_sigma
+        if isinstance(residuals, WithPriors):
+            _check_priors(absolute_sigma, loss)
+        self._residuals = residuals
+        self._sigma, self._absolute_sigma = sigma, absolute_sigma
         self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
         self._robust = LOSSES[loss], f_scale
         evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], f_scale)
@@ -127,7 +132,8 @@ class LeastSquares(Fitter):
         """
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
-        return self._run(state, max_steps, mode, resume_from)
+        with explained_by_priors(self._residuals, state):
+            return self._run(state, max_steps, mode, resume_from)
 
     def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.
@@ -155,10 +161,21 @@ class LeastSquares(Fitter):
             self._problem.evaluate,
             self._weighted,
             *self._robust,
+            self._sigma,
             self._absolute_sigma,
             state,
             mode,
         )
+
+
+def _check_priors(absolute_sigma: bool, loss: str) -> None:
+    if not absolute_sigma:
+        raise ValueError(
+            "priors need absolute_sigma=True and a sigma, such as 1.0 where residuals are in units of "
+            "their standard deviation: else nothing tells how much they count beside the data"
+        )
+    if loss != "linear":
+        raise ValueError(f'priors go with loss="linear", got {loss!r}')
 
 
 def _check_f_scale(f_scale: Any) -> float:
@@ -190,7 +207,7 @@ def _evaluate(
 ) -> tuple[PyTree, Any]:
     """Residuals as they are squared and summed: weighted, and bent by the robust loss."""
     with numpy_advice("function of the residuals"):
-        output = residuals(state)
+        output = residuals.function(state) if isinstance(residuals, WithPriors) else residuals(state)
     aux = None
     if has_aux:
         if not (isinstance(output, tuple) and len(output) == 2):
@@ -207,6 +224,8 @@ def _evaluate(
     output = to_real(output)
     if robust is not None:
         output = jax.tree.map(lambda r: f_scale * robust(r / f_scale), output)
+    if isinstance(residuals, WithPriors):
+        output = output, residuals.residuals(state)
     return output, jax.tree.map(jnp.asarray, aux)
 
 

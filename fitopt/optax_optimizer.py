@@ -16,6 +16,7 @@ from .history import History
 from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
 from .methods.optimistix_method import OptimistixMethod, is_minimiser
+from .methods.priors import explained_by_priors
 
 if TYPE_CHECKING:
     from .uncertainty.result import Uncertainty
@@ -71,6 +72,7 @@ class OptaxOptimizer(Fitter):
             raise TypeError(f"loss must be a function of the state, got {loss!r}")
         if not isinstance(has_aux, bool):
             raise TypeError(f"has_aux must be True or False, got {has_aux!r}")
+        self._loss = loss
         self._ends_by_itself = is_minimiser(optimizer)
         if example_loss is not None and (self._ends_by_itself or not callable(example_loss)):
             raise TypeError(
@@ -131,7 +133,8 @@ class OptaxOptimizer(Fitter):
             )
         if batches is None and self._needs_batches:
             raise TypeError("batches must be given where there is an example_loss")
-        return self._run(state, max_steps, mode, resume_from, batches)
+        with explained_by_priors(self._loss, state):
+            return self._run(state, max_steps, mode, resume_from, batches)
 
     def uncertainty(
         self,

@@ -1,4 +1,4 @@
-"""What follows from the rest of a state: computed for the loss, kept in the state, shown in the report."""
+"""What follows from the rest of a state: computed for the loss, kept in the state, reported."""
 
 import jax
 import jax.numpy as jnp

@@ -89,8 +89,8 @@ class NotComputed(TypeError):
 
     def __init__(self, derived: Derived):
         super().__init__(
-            f"Derived {derived.name!r} has no value by itself: fitopt.values(state) computes it from the "
-            "state that it is in"
+            f"Derived {derived.name!r} has no value by itself: fitopt.values(state) computes it from "
+            "the state that it is in"
         )
         self.derived = derived
 

@@ -26,7 +26,7 @@ class Element(NamedTuple):
     """One real number of a Parameter.
 
     - `error`: its standard error: infinite where the data do not determine it, None where there is none,
-        as it is fixed, at a bound, or the report is one without errors; of what is derived by propagation
+        as it is fixed, at a bound, or the report is one without errors
     - `start`: where the fit began; None where that is not known, or it is fixed
     - `lower`, `upper`: its bounds, None where it has none
     - `status`: "fitted", "fixed", "derived", "at a bound" or "not determined"

@@ -3,16 +3,19 @@
 from .layout import Flat, Layout, flatten
 from .parameter_vector import ParameterVector
 from .trees import combine, is_array, is_leaf, is_parameter, partition, values
+from .unconstrained import Unconstrained, unconstrained
 
 __all__ = [
     "Flat",
     "Layout",
     "ParameterVector",
+    "Unconstrained",
     "combine",
     "flatten",
     "is_array",
     "is_leaf",
     "is_parameter",
     "partition",
+    "unconstrained",
     "values",
 ]

@@ -247,16 +247,20 @@ class ParameterVector:
 
     def units(self, values: Sequence[Array]) -> Float[Array, " displacements"]:
         """The change of an element, or of the position, that a displacement of one stands for."""
-        units = []
+        return jnp.abs(self.slopes(values))
+
+    def slopes(self, values: Sequence[Array]) -> Float[Array, " displacements"]:
+        """By how much what a displacement goes along changes with the position."""
+        slopes = []
         for block, value in zip(self.blocks, values, strict=True):
             if not block.is_elementwise:
-                units.append(jnp.ones(block.moved.size, self.dtype))
+                slopes.append(jnp.ones(block.moved.size, self.dtype))
                 continue
             x = block.to_position(value)
             _, slope = jax.jvp(block.transform.forward, (x,), (jnp.ones_like(x),))
-            slope = jnp.abs(slope).ravel()[block.fitted].astype(self.dtype)
-            units.append(jnp.where((slope > 0) & jnp.isfinite(slope), slope, 1))
-        return jnp.concatenate(units)
+            slope = slope.ravel()[block.fitted].astype(self.dtype)
+            slopes.append(jnp.where((slope != 0) & jnp.isfinite(slope), slope, 1))
+        return jnp.concatenate(slopes)
 
     def displaced(
         self,

@@ -118,6 +118,19 @@ class Interval(Transform):
             both=(from_lower - from_upper) / (slope / 2),
         )
 
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        _, _, half, scale, slope, below, above = self._ends(coordinate.dtype)
+        inner = coordinate * slope
+        both = jax.nn.log_sigmoid(inner) + jax.nn.log_sigmoid(-inner)
+        return _choose(
+            below,
+            above,
+            neither=jnp.broadcast_to(np.log(scale), coordinate.shape),
+            only_lower=jax.nn.log_sigmoid(coordinate) + np.log(scale),
+            only_upper=jax.nn.log_sigmoid(-coordinate) + np.log(scale),
+            both=both + (np.log(half) + np.log(slope) + np.log(np.asarray(2, half.dtype))),
+        )
+
 
 @jax.custom_jvp
 def _logistic(x: Array, half: np.ndarray) -> Array:
@@ -208,6 +221,11 @@ class Bounded(Transform):
     def inverse(self, value: Array) -> Array:
         return self._interval(value).inverse(self.inner(value))
 
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        interval = self._interval(coordinate)
+        inner = self.transform.log_det_jacobian(interval.forward(coordinate))
+        return interval.log_det_jacobian(coordinate) + inner
+
     def inner(self, value: Array) -> Array:
         """What the transform maps to the value; rounding does not lead away from a bound."""
         at_lower, at_upper = self.ends(value.shape, value.dtype)
@@ -261,6 +279,9 @@ class Projected(Bounded):
 
     def inverse(self, value: Array) -> Array:
         return self.inner(value)
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        return self.transform.log_det_jacobian(coordinate)
 
 
 @jax.custom_jvp

@@ -25,6 +25,9 @@ class Identity(Transform):
     def inverse(self, value: Array) -> Array:
         return value
 
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        return jnp.zeros_like(coordinate.real)
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Affine(Transform):
@@ -56,6 +59,10 @@ class Affine(Transform):
         real = real_dtype(value.dtype)
         return (value - self.shift.astype(real)) / self.scale.astype(real)
 
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        slope = np.log(np.abs(self.scale.array)).astype(real_dtype(coordinate.dtype))
+        return jnp.broadcast_to(slope, coordinate.shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Exp(Transform):
@@ -71,6 +78,9 @@ class Exp(Transform):
 
     def inverse(self, value: Array) -> Array:
         return jnp.log(value)
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        return coordinate.real
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -105,3 +115,12 @@ class Chain(Transform):
         for transform in self.transforms:
             value = transform.inverse(value)
         return value
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        joint = not self.elementwise
+        total = jnp.zeros((() if joint else coordinate.shape), real_dtype(coordinate.dtype))
+        for transform in reversed(self.transforms):
+            part = transform.log_det_jacobian(coordinate)
+            total = total + (jnp.sum(part) if joint else part)
+            coordinate = transform.forward(coordinate)
+        return total

@@ -34,6 +34,9 @@ class Ordered(Transform):
         steps = jnp.where(steps > 0, steps, jnp.nan)
         return jnp.concatenate([value[..., :1], inverse_softplus(steps)], axis=-1)
 
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        return jnp.sum(jax.nn.log_sigmoid(coordinate[..., 1:]))
+
 
 @dataclasses.dataclass(frozen=True)
 class Simplex(Transform):
@@ -54,6 +57,11 @@ class Simplex(Transform):
 
     def inverse(self, value: Array) -> Array:
         return jnp.log(value[..., :-1]) - jnp.log(value[..., -1:])
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        """That of all entries of the value but the last of each vector."""
+        last = jnp.zeros_like(coordinate[..., :1])
+        return jnp.sum(jax.nn.log_softmax(jnp.concatenate([coordinate, last], axis=-1), axis=-1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,3 +94,11 @@ class PositiveDefinite(Transform):
         entries = jnp.linalg.cholesky(value)[..., rows, columns]
         diagonal = rows == columns
         return jnp.where(diagonal, jnp.log(jnp.where(diagonal, entries, 1)), entries)
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        """That of the entries of the value on and below the diagonal."""
+        n = (math.isqrt(8 * coordinate.shape[-1] + 1) - 1) // 2
+        logarithms = coordinate[..., np.cumsum(np.arange(1, n + 1)) - 1]
+        powers = np.arange(n + 1, 1, -1, dtype=coordinate.dtype)
+        matrices = math.prod(coordinate.shape[:-1])
+        return jnp.sum(powers * logarithms) + matrices * n * math.log(2)

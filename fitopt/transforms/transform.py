@@ -8,6 +8,7 @@ that it can be static metadata of a compiled program.
 import abc
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
@@ -93,3 +94,30 @@ class Transform(abc.ABC):
     @abc.abstractmethod
     def inverse(self, value: Array) -> Array:
         """The coordinate that belongs to a value."""
+
+    def log_det_jacobian(self, coordinate: Array) -> Array:
+        """The logarithm of the volume that `forward` makes of one of coordinates, at a coordinate.
+
+        A transform that acts entry by entry has one for each entry: the logarithm of the size of its
+        slope. Any other has one for all of its value; densities of values whose entries are bound to
+        each other are by as many of them as are independent.
+
+        By default it is by automatic differentiation; override it where that is slow, or where value
+        and coordinate differ in size.
+
+        >>> import jax.numpy as jnp
+        >>> from fitopt.transforms import Exp
+        >>> Exp().log_det_jacobian(jnp.array(2.0)).item()
+        2.0
+        """
+        if self.elementwise:
+            _, slope = jax.jvp(self.forward, (coordinate,), (jnp.ones_like(coordinate),))
+            return jnp.log(jnp.abs(slope))
+        shape = jax.eval_shape(self.forward, coordinate).shape
+        if np.prod(shape) != coordinate.size:
+            raise ValueError(
+                f"{self!r} needs a method log_det_jacobian: its value of shape {shape} has another "
+                f"number of entries than its coordinate of shape {coordinate.shape}"
+            )
+        jacobian = jax.jacfwd(self.forward)(coordinate)
+        return jnp.linalg.slogdet(jacobian.reshape(coordinate.size, coordinate.size))[1]

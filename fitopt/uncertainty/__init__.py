@@ -1,7 +1,21 @@
-"""Standard errors, correlations, intervals and prediction bands of a fit."""
+"""Standard errors, correlations, intervals, predictions and samples of a fit."""
 
 from .contour import Contour
+from .named_matrix import NamedMatrix
+from .posterior import log_density, to_inference_data
+from .prediction import Prediction
 from .profile import Interval, Profile
 from .result import Uncertainty
+from .sampling import Samples
 
-__all__ = ["Contour", "Interval", "Profile", "Uncertainty"]
+__all__ = [
+    "Contour",
+    "Interval",
+    "NamedMatrix",
+    "Prediction",
+    "Profile",
+    "Samples",
+    "Uncertainty",
+    "log_density",
+    "to_inference_data",
+]

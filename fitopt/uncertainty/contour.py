@@ -45,12 +45,16 @@ class _Point(NamedTuple):
 
 
 def contour(
-    likelihood: Likelihood, minimum: Refit, rows: tuple[int, int], level: float, points: int
+    likelihood: Likelihood,
+    minimum: Refit,
+    fits: ConditionalFits,
+    rows: tuple[int, int],
+    level: float,
+    points: int,
 ) -> Contour:
     """The border of the joint confidence region of two elements, along rays from the best."""
     check_unit(likelihood)
     vector, pair = likelihood.vector, list(rows)
-    fits = ConditionalFits(likelihood, rows, minimum)
     centre, quantile = minimum.values[pair], likelihood.quantile(level, 2) ** 0.5
     names, values = (vector.labels[rows[0]], vector.labels[rows[1]]), likelihood.values[pair]
     # Only a state far above the minimum may lie outside; with others fitted again, it may yet be inside.

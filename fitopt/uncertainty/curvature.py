@@ -28,7 +28,7 @@ class Root(NamedTuple):
     gradient: Float[Array, " displacements"]  # of half the sum of squares
     loss: Float[Array, ""]  # the sum of squares, or of what a robust loss makes of them
     values: Float[Array, " elements"]
-    count: int  # of the residuals
+    residuals: Float[Array, " residuals"]
 
 
 class Hessian(NamedTuple):
@@ -103,7 +103,7 @@ def root_program(
         r = function(zero)
         loss, values = 2 * jnp.sum(half(r)), vector.elements(free)
         if not zero.size:
-            return Root(jnp.zeros((0, 0)), units, zero, loss, values, r.size)
+            return Root(jnp.zeros((0, 0)), units, zero, loss, values, r)
         if mode == "fwd":
             jacobian = along_basis(jax.linearize(function, zero)[1], zero.size, zero.dtype).T
         else:
@@ -117,7 +117,7 @@ def root_program(
         largest = jnp.max(jnp.abs(jacobian), axis=0)  # QR needs columns that are neither huge nor tiny
         largest = jnp.where(largest > 0, largest, 1)
         triangle = jnp.linalg.qr(jacobian / largest, mode="r")
-        return Root(triangle, units / largest, gradient / largest, loss, values, r.size)
+        return Root(triangle, units / largest, gradient / largest, loss, values, r)
 
     return program
 

@@ -24,6 +24,7 @@ from .curvature import (
     root_program,
 )
 from .likelihood import Information, Likelihood, on_bound
+from .named_matrix import NamedMatrix
 from .propagation import Propagation
 from .refit import refit_program
 from .result import Uncertainty
@@ -48,6 +49,7 @@ def of_residuals(
     weighted: Callable[[Any], tuple[Any, Any]],
     robust: RobustLoss,
     f_scale: float,
+    sigma: Any,
     absolute_sigma: bool,
     state: Any,
     mode: str | None,
@@ -65,7 +67,7 @@ def of_residuals(
     def unit_of(information: Information, fitted: int) -> float:
         if absolute_sigma:
             return 1.0
-        left = int(information.count or 0) - fitted
+        left = information.count - fitted
         return float(information.loss) / left if left > 0 else np.inf
 
     def make_programs(vector: ParameterVector) -> Programs:
@@ -77,7 +79,7 @@ def of_residuals(
 
     programs = _kept(cache, flat, mode, make_programs)
     likelihood = _likelihood(flat, programs, information_at, unit_of, absolute_sigma)
-    count = int(likelihood.information.count or 0)
+    count = likelihood.information.count
     fitted = likelihood.inverse.factor.shape[1]
     left = count - fitted
     sentences = [*programs.notes]
@@ -96,6 +98,8 @@ def of_residuals(
         variance=likelihood.loss / left if left > 0 else np.nan,
         absolute_sigma=absolute_sigma,
         errordef=None,
+        residuals=likelihood.information.residuals,
+        sigma=sigma,
     )
 
 
@@ -123,7 +127,7 @@ def of_loss(
 
     def information_at(free: list[Any]) -> Information:
         hessian = jax.device_get(programs.information(free, flat.fixed))
-        return Information(hessian.matrix.astype(float), False, *hessian[1:], count=None)
+        return Information(hessian.matrix.astype(float), False, *hessian[1:], residuals=None)
 
     programs = _kept(cache, flat, mode, make_programs)
     likelihood = _likelihood(flat, programs, information_at, lambda *_: errordef, absolute=True)
@@ -140,6 +144,8 @@ def of_loss(
         variance=None,
         absolute_sigma=None,
         errordef=errordef,
+        residuals=None,
+        sigma=None,
     )
 
 
@@ -250,8 +256,8 @@ def _uncertainty(
         **standard_errors(vector, likelihood.errors),
         names=names,
         values=values,
-        covariance=likelihood.covariance,
-        correlation=covariance.correlation(likelihood.covariance),
+        covariance=NamedMatrix.of(likelihood.covariance, names),
+        correlation=NamedMatrix.of(covariance.correlation(likelihood.covariance), names),
         undetermined=vector.labelled(undetermined),
         at_bound=vector.labelled(at_bound),
         notes={

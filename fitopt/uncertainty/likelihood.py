@@ -36,7 +36,12 @@ class Information(NamedTuple):
     gradient: Float[np.ndarray, " displacements"]  # of the loss whose curvature it is
     loss: float
     values: Float[np.ndarray, " elements"]
-    count: int | None  # of the residuals
+    residuals: Float[np.ndarray, " residuals"] | None  # None for a loss that is no sum of squares
+
+    @property
+    def count(self) -> int:
+        """How many residuals there are."""
+        return 0 if self.residuals is None else self.residuals.size
 
     @property
     def is_finite(self) -> bool:
@@ -127,7 +132,7 @@ class Likelihood:
 
         if self.absolute:
             return float(chdtri(count, 1 - level))
-        left = int(self.information.count or 0) - self.inverse.factor.shape[1]
+        left = self.information.count - self.inverse.factor.shape[1]
         return count * float(fdtri(count, left, level)) if left > 0 else np.inf
 
     @property

@@ -17,6 +17,7 @@ from . import covariance, messages
 from .curvature import Modes, first_differentiable, hessian_modes, linearized
 from .estimation import flat_of, standard_errors
 from .likelihood import conditional, on_bound
+from .named_matrix import NamedMatrix
 from .result import Uncertainty
 
 _ROUNDS, _PROBES = 6, 8  # of random vectors, for the diagonal
@@ -82,8 +83,8 @@ def of_some(
         **facts,
         names=names,
         values=values,
-        covariance=matrix,
-        correlation=covariance.correlation(matrix),
+        covariance=NamedMatrix.of(matrix, names),
+        correlation=NamedMatrix.of(covariance.correlation(matrix), names),
         undetermined=tuple(names[i] for i in np.flatnonzero(undetermined)),
         at_bound=tuple(names[i] for i in np.flatnonzero(at_bound)),
         notes={
@@ -102,6 +103,8 @@ def of_some(
         variance=None,
         absolute_sigma=None,
         errordef=errordef,
+        residuals=None,
+        sigma=None,
         state=state,
         _likelihood=None,
     )

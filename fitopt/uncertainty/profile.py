@@ -1,7 +1,7 @@
 """Profile likelihood: how the least loss rises while one element is held away from the best."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ _BEYOND = 1.25  # of the interval: how far the curve goes
 NO_SCATTER = "there is no scatter of the residuals to tell how far the loss may rise"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Interval:
     """A confidence interval. It unpacks: `low, high = interval`.
 
@@ -54,8 +54,18 @@ class Interval:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array([self.low, self.high], dtype)
 
+    def __repr__(self) -> str:
+        ends = [
+            f"{end:.6g}{' (a bound)' if is_bound else ''}"
+            for end, is_bound in zip(self, self.at_bound, strict=True)
+        ]
+        return (
+            f"{self.name} = {self.value:.6g} (-{self.minus:.2g}, +{self.plus:.2g}): "
+            f"{100 * self.level:g} % from {ends[0]} to {ends[1]}"
+        )
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Profile(Interval):
     """An `Interval` and the curve that it was read from.
 
@@ -77,14 +87,18 @@ class Profile(Interval):
     unit: float
 
 
-def interval(likelihood: Likelihood, minimum: Refit, row: int, level: float) -> Interval:
-    """The confidence interval of an element; `minimum` is the least loss with none held."""
+def intervals(
+    likelihood: Likelihood, minimum: Refit, row: int, levels: Sequence[float]
+) -> list[Interval]:
+    """The confidence intervals of an element; `minimum` is the least loss with none held."""
     if 0 < likelihood.unit < np.inf:
-        return _interval(likelihood, minimum, row, level, ConditionalFits(likelihood, [row], minimum))
+        fits = ConditionalFits(likelihood, [row], minimum)
+        return [_interval(likelihood, minimum, row, level, fits) for level in levels]
     value, name = float(likelihood.values[row]), likelihood.vector.labels[row]
-    if likelihood.unit == 0:
-        return Interval(name, level, value, value, value, (False, False), ("the residuals are zero",))
-    return Interval(name, level, value, -np.inf, np.inf, (False, False), (NO_SCATTER,))
+    ends, message = ((value, value), "the residuals are zero")
+    if likelihood.unit != 0:
+        ends, message = (-np.inf, np.inf), NO_SCATTER
+    return [Interval(name, level, value, *ends, (False, False), (message,)) for level in levels]
 
 
 def _interval(

@@ -2,20 +2,23 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ..methods.derivatives import MODES
 from ..parameter.complex_numbers import joined
 from ..state import ParameterVector, flatten
-from . import conditional_fits, covariance, messages
+from . import conditional_fits, covariance, messages, sampling
 from . import profile as profiles
 from .contour import Contour, contour
 from .likelihood import Likelihood
+from .named_matrix import NamedMatrix
+from .prediction import Prediction, predicted
 from .refit import Refit
 
 
@@ -30,7 +33,8 @@ class Uncertainty:
 
     - `names`: of the elements, a tuple of strings
     - `values`: their fitted values, shape `(elements,)`
-    - `covariance`, `correlation`: shape `(elements, elements)`
+    - `covariance`, `correlation`: shape `(elements, elements)`, also by name: `correlation["a", "k"]`,
+        `correlation.to_dataframe()`
     - `standard_errors`: for each free Parameter's name a float, or an array of its shape
     - `errors`: the same as a pytree in the structure of the state, None for all that is not free
     - `undetermined`: the names of the elements that the data do not determine, a tuple
@@ -45,6 +49,9 @@ class Uncertainty:
         none, None likewise
     - `absolute_sigma`: whether errors follow from `sigma` alone; None likewise
     - `errordef`: how much more loss makes one standard error; None for least squares
+    - `residuals`: all in one vector, weighted where there is a `sigma`; None for a loss that is no sum
+        of squares
+    - `sigma`: of the data, as it was given; None likewise
     - `state`: the fitted state itself
 
     An error is infinite where the data do not determine the element, and NaN where there is none: for
@@ -54,8 +61,8 @@ class Uncertainty:
 
     names: tuple[str, ...]
     values: Float[np.ndarray, " elements"]
-    covariance: Float[np.ndarray, "elements elements"]
-    correlation: Float[np.ndarray, "elements elements"]
+    covariance: NamedMatrix
+    correlation: NamedMatrix
     standard_errors: dict[str, Any]
     errors: PyTree
     undetermined: tuple[str, ...]
@@ -69,6 +76,8 @@ class Uncertainty:
     variance: float | None
     absolute_sigma: bool | None
     errordef: float | None
+    residuals: Float[np.ndarray, " residuals"] | None
+    sigma: PyTree
     state: PyTree
     _likelihood: Likelihood | None
 
@@ -130,6 +139,94 @@ class Uncertainty:
 
         return output, jax.tree.map(error, changes, output)
 
+    def predict(
+        self,
+        fn: Callable[[Any], PyTree],
+        state: PyTree = None,
+        *,
+        sigma: PyTree = None,
+        mode: str | None = None,
+    ) -> Prediction:
+        """Value of any function of the state, the error of its mean, and that of new data.
+
+        **Arguments:**
+
+        - `fn`, `state`, `mode`: as for `propagate`.
+        - `sigma`: the standard deviation of new data, a number, an array or a pytree like what `fn`
+            returns; by default that of the fit, as far as it has the same shape. Where errors follow
+            from the scatter of the residuals, so does that of new data, in units of `sigma`.
+
+        **Returns:** a `fitopt.uncertainty.Prediction`: `(value, error, data_error)`, pytrees of NumPy
+        arrays. An interval of some confidence reaches as many errors as a normal distribution says, or
+        Student's t for the degrees of freedom where errors follow from the scatter.
+
+        **Raises:** `ValueError` if the free Parameters are others, for a `sigma` that does not fit, and
+        where nothing tells how new data scatter.
+
+        >>> import jax.numpy as jnp
+        >>> from fitopt import LeastSquares, Parameter
+        >>> x = jnp.array([0.0, 1.0, 2.0, 3.0])
+        >>> y = jnp.array([0.1, 0.9, 2.1, 2.9])
+        >>> line = lambda state: state["slope"] * x + state["offset"]
+        >>> opt = LeastSquares(lambda state: line(state) - y)
+        >>> fitted, _ = opt.run({"slope": Parameter("slope", 1.0), "offset": Parameter("offset", 0.0)})
+        >>> value, error, data_error = opt.uncertainty(fitted).predict(line)
+        >>> print(data_error.round(3))
+        [0.165 0.144 0.144 0.165]
+        """
+        value, error = self.propagate(fn, state, mode=mode)
+        scatter = None
+        if self.variance is not None:
+            scatter = 1.0 if self.absolute_sigma else self.variance**0.5
+        return predicted(value, error, sigma, self.sigma, scatter)
+
+    def sample(self, key: Array, n: int) -> sampling.Samples:
+        """States drawn from the normal approximation by unconstrained value, inside all bounds.
+
+        **Arguments:**
+
+        - `key`: of JAX' random numbers, such as `jax.random.key(0)`.
+        - `n`: how many.
+
+        **Returns:** a `fitopt.uncertainty.Samples`: a sequence of states, with `values(name)`,
+        `map(fn)` and `to_dataframe()`. What lies on a bound stays there, of which a `RuntimeWarning`
+        tells.
+
+        **Raises:** `ValueError` if the covariance is singular, as the data do not determine something.
+
+        >>> import jax, jax.numpy as jnp
+        >>> from fitopt import LeastSquares, Parameter
+        >>> opt = LeastSquares(lambda s: s["k"] - jnp.array([1.0, 2.0, 3.0]))
+        >>> fitted, _ = opt.run({"k": Parameter("k", 1.0, lower=0)})
+        >>> samples = opt.uncertainty(fitted).sample(jax.random.key(0), 2000)
+        >>> print(f"{samples.values('k').std():.1f}", len(samples), bool(samples[7]["k"] > 0))
+        0.6 2000 True
+        """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer):
+            raise TypeError(f"n must be a number of samples, got {n!r}")
+        if n < 1:
+            raise ValueError(f"n must be a number of samples, got {n}")
+        likelihood = self._complete()
+        samples = sampling.sample(likelihood, key, int(n))
+        if self.at_bound:
+            warnings.warn(
+                f"all samples have {messages.listed(self.at_bound)} on the bound that the state is on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return samples
+
+    @property
+    def unconstrained_covariance(self) -> Float[np.ndarray, "numbers numbers"]:
+        """The covariance by unconstrained value: a mass matrix for samplers.
+
+        Its rows are in the order of `jax.flatten_util.ravel_pytree` of `fitopt.unconstrained(state)`'s
+        position. What lies on a bound, where it has no error, gets a variance of one.
+
+        **Raises:** `ValueError` if the covariance is singular.
+        """
+        return sampling.unconstrained_covariance(self._complete())
+
     def profile(self, name: str, level: float = 0.95, points: int = 24) -> profiles.Profile:
         """How the least loss rises while one element is held away from its best value.
 
@@ -148,9 +245,19 @@ class Uncertainty:
         row, level = self._row(name), _checked(level)
         return profiles.profile(self._complete(), self._minimum, row, level, points)
 
+    @overload
     def confidence_intervals(
         self, level: float = 0.95, parameters: Sequence[str] | None = None
-    ) -> dict[str, profiles.Interval]:
+    ) -> dict[str, profiles.Interval]: ...
+
+    @overload
+    def confidence_intervals(
+        self, level: Sequence[float], parameters: Sequence[str] | None = None
+    ) -> dict[str, list[profiles.Interval]]: ...
+
+    def confidence_intervals(
+        self, level: float | Sequence[float] = 0.95, parameters: Sequence[str] | None = None
+    ) -> Any:
         """Intervals by profile likelihood, as unsymmetric as the loss is.
 
         At the ends of an interval the least loss, with all other elements fitted again, has risen by
@@ -160,11 +267,12 @@ class Uncertainty:
 
         **Arguments:**
 
-        - `level`: of confidence, such as 0.6827 for what is one standard error of a normal distribution
+        - `level`: of confidence, such as 0.6827 for what is one standard error of a normal distribution;
+            or several: `[0.68, 0.95]`
         - `parameters`: names of Parameters or elements; all by default
 
         **Returns:** for the name of each element a `fitopt.uncertainty.Interval`, which unpacks:
-        `low, high = ...["k"]`.
+        `low, high = ...["k"]`. With several levels it is a list of them.
 
         A `RuntimeWarning` tells when a better minimum is found on the way.
 
@@ -182,13 +290,21 @@ class Uncertainty:
         >>> print(f"{low:.2f} to {high:.2f}")
         0.41 to 0.53
         """
-        likelihood, level = self._complete(), _checked(level)
+        likelihood, levels = self._complete(), _all_checked(level)
         names = likelihood.vector.select(self.names if parameters is None else parameters)
         rows = [self._row(name) for name in names]
-        intervals = [profiles.interval(likelihood, self._minimum, row, level) for row in rows]
+        intervals = [profiles.intervals(likelihood, self._minimum, row, levels) for row in rows]
+        if np.ndim(level) == 0:
+            intervals = [one for (one,) in intervals]
         return dict(zip(names, intervals, strict=True))
 
-    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> Contour:
+    @overload
+    def contour(self, a: str, b: str, level: float = 0.95, points: int = 40) -> Contour: ...
+
+    @overload
+    def contour(self, a: str, b: str, level: Sequence[float], points: int = 40) -> list[Contour]: ...
+
+    def contour(self, a: str, b: str, level: float | Sequence[float] = 0.95, points: int = 40) -> Any:
         """The border of the region in which two elements lie together.
 
         There the loss has risen as `confidence_intervals` says, with the quantile for two elements.
@@ -196,17 +312,21 @@ class Uncertainty:
         **Arguments:**
 
         - `a`, `b`: names of two elements
-        - `level`: of confidence that both lie inside
+        - `level`: of confidence that both lie inside, or several: `[0.68, 0.95]`
         - `points`: of the border, on rays from the best values
 
-        **Returns:** a `fitopt.uncertainty.Contour`, with `points` that draw a closed line.
+        **Returns:** a `fitopt.uncertainty.Contour`, with `points` that draw a closed line; with several
+        levels a list of them.
 
         **Raises:** as `profile`; `ValueError` if the two are the same.
         """
         if a == b:
             raise ValueError(f"a contour needs two different elements, got {a!r} twice")
-        rows, level = (self._row(a), self._row(b)), _checked(level)
-        return contour(self._complete(), self._minimum, rows, level, points)
+        rows, levels = (self._row(a), self._row(b)), _all_checked(level)
+        likelihood = self._complete()
+        fits = conditional_fits.ConditionalFits(likelihood, rows, self._minimum)
+        found = [contour(likelihood, self._minimum, fits, rows, one, points) for one in levels]
+        return found if np.ndim(level) else found[0]
 
     @property
     def is_complete(self) -> bool:
@@ -243,7 +363,13 @@ class Uncertainty:
         return messages.table(self.names, self.values, errors, self.notes, self.messages)
 
 
-def _checked(level: float) -> float:
+def _all_checked(level: float | Sequence[float]) -> list[float]:
+    if np.ndim(level) == 1 and len(np.asarray(level)):
+        return [_checked(one) for one in np.asarray(level).tolist()]
+    return [_checked(level)]
+
+
+def _checked(level: Any) -> float:
     if not (np.ndim(level) == 0 and 0 < level < 1):
         raise ValueError(f"level must be a probability between 0 and 1, got {level!r}")
     return float(level)
