@@ -69,6 +69,8 @@ class LeastSquares(Fitter):
     3.000 2.000
     """
 
+    _sums_squares = True
+
     def __init__(
         self,
         residuals: Callable[[Any], Any],
@@ -108,6 +110,7 @@ class LeastSquares(Fitter):
         mode: str | None = None,
         *,
         resume_from: str | os.PathLike[str] | History | None = None,
+        adjoint: str = "unrolled",
     ) -> tuple[State, History]:
         """Make steps from `state` until the solver has converged, at most `max_steps`.
 
@@ -121,6 +124,11 @@ class LeastSquares(Fitter):
             transposes, as `LevenbergMarquardt` and `GaussNewton` do; those with a `jax.custom_vjp` need
             reverse mode.
         - `resume_from`: a directory of checkpoints, or a history, as for `fitopt.OptaxOptimizer`.
+        - `adjoint`: what `grad` and `jvp` around the fit differentiate: `"unrolled"`, all of the steps;
+            or `"implicit"`, the minimum itself, which takes one linear solve and no memory for steps.
+            The fit must have converged then, and its Hessian be regular, else derivatives mean nothing
+            or are NaN. What a bound holds has zero derivatives, and so has the history but for its
+            `final_loss`.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 
@@ -128,12 +136,13 @@ class LeastSquares(Fitter):
         `ValueError` if the residuals are not finite at the start.
 
         Inside `jit`, `vmap` or `grad` it becomes one `lax.scan` of `max_steps` steps, so give a number
-        near that of the steps that are needed. It can be differentiated in forward and in reverse mode.
+        near that of the steps that are needed. It can be differentiated in forward and in reverse mode,
+        through the steps or, with `adjoint="implicit"`, at the minimum with the full Hessian.
         """
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         with explained_by_priors(self._residuals, state):
-            return self._run(state, max_steps, mode, resume_from)
+            return self._run(state, max_steps, mode, resume_from, adjoint)
 
     def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.

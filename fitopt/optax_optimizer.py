@@ -95,6 +95,7 @@ class OptaxOptimizer(Fitter):
         *,
         batches: Any = None,
         resume_from: str | os.PathLike[str] | History | None = None,
+        adjoint: str = "unrolled",
     ) -> tuple[State, History]:
         """Make up to `max_steps` steps from `state`.
 
@@ -113,6 +114,11 @@ class OptaxOptimizer(Fitter):
         - `resume_from`: a directory into which `fitopt.callbacks.Checkpoint` has written, or the history
             of an earlier run: go on with that fit, bit for bit, until `max_steps` are made in all. A
             directory without a checkpoint is that of a fit that has yet to begin.
+        - `adjoint`: what `grad` and `jvp` around the fit differentiate: `"unrolled"`, all of the steps;
+            or `"implicit"`, the minimum itself, which takes one linear solve and no memory for steps.
+            The fit must have converged then, and its Hessian be regular, else derivatives mean nothing
+            or are NaN. What a bound holds has zero derivatives, and so has the history but for its
+            `final_loss`.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 
@@ -134,7 +140,7 @@ class OptaxOptimizer(Fitter):
         if batches is None and self._needs_batches:
             raise TypeError("batches must be given where there is an example_loss")
         with explained_by_priors(self._loss, state):
-            return self._run(state, max_steps, mode, resume_from, batches)
+            return self._run(state, max_steps, mode, resume_from, adjoint, batches)
 
     def uncertainty(
         self,

@@ -16,6 +16,7 @@ from ..methods.method import Method
 from ..state import Layout, flatten
 from . import resume
 from .compiled import Loop, Problem, Programs
+from .implicit import ADJOINTS, scan_implicitly
 from .run import Start, run
 from .scanned import scan
 from .validation import MOST_STEPS, check_callbacks, check_max_steps, nothing_free
@@ -29,6 +30,8 @@ with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformatio
 class Fitter:
     """What an `OptaxOptimizer` and a `LeastSquares` share."""
 
+    _sums_squares = False  # whether what is evaluated are residuals, and no loss yet
+
     def __init__(self, callback: Any, evaluate: Callable[..., tuple[Any, Any]], method: Method):
         self._callbacks = check_callbacks(callback)
         traced = tuple(c for c in self._callbacks if isinstance(c, Callback))
@@ -39,9 +42,17 @@ class Fitter:
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
     def _run(
-        self, state: State, max_steps: int, mode: str | None, resume_from: Any, batches: Any = None
+        self,
+        state: State,
+        max_steps: int,
+        mode: str | None,
+        resume_from: Any,
+        adjoint: str,
+        batches: Any = None,
     ) -> tuple[State, History]:
         max_steps = check_max_steps(max_steps)
+        if adjoint not in ADJOINTS:
+            raise ValueError(f'adjoint must be "unrolled" or "implicit", got {adjoint!r}')
         flat = flatten(state)
         if not flat.free:
             raise ValueError(nothing_free(state))
@@ -53,7 +64,13 @@ class Fitter:
                 raise TypeError("max_steps must be given inside jit, vmap or grad")
             loop = Loop(self._problem, flat.layout, mode)
             constants = self._problem.constants(flat, traced_sources(batches))
-            fit = scan(loop, constants, max_steps)
+            if adjoint == "implicit":
+                if batches is not None:
+                    raise TypeError('adjoint="implicit" needs one loss for all steps, and no batches')
+                given = self._problem, flat.layout, mode, constants, max_steps
+                fit = scan_implicitly(*given, self._sums_squares)
+            else:
+                fit = scan(loop, constants, max_steps)
             return flat.layout.state(fit.values, flat.fixed), fit.history(loop, batches)
         programs_for = functools.partial(self._programs_for, mode=mode)
         start = Start(programs_for, self._callbacks, state, flat, max_steps, batches)
