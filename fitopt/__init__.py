@@ -20,7 +20,7 @@ from .plotting import (
     plot_parameters,
     plot_profile,
 )
-from .reporting import Report, report
+from .reporting import Comparison, Report, compare, report
 from .state import combine, partition, unconstrained, values
 from .stateful import Optimizer
 from .uncertainty import Uncertainty, log_density, to_inference_data
@@ -30,6 +30,7 @@ __version__ = version("fitopt")
 __all__ = [
     "LBFGSB",
     "Callback",
+    "Comparison",
     "Derived",
     "Fit",
     "History",
@@ -46,6 +47,7 @@ __all__ = [
     "Uncertainty",
     "callbacks",
     "combine",
+    "compare",
     "log_density",
     "optimizers",
     "partition",

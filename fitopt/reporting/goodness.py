@@ -4,8 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
+from ..parameter.complex_numbers import to_real
 from ..uncertainty import Uncertainty
 
 
@@ -40,6 +44,14 @@ class Goodness(NamedTuple):
         return None if self.deviance is None else self.deviance + 2 * self.n_variables
 
     @property
+    def aicc(self) -> float | None:
+        """Akaike's criterion, corrected for few data; None where there are too few for that."""
+        left = 0 if self.n_data is None else self.n_data - self.n_variables - 1
+        if self.aic is None or left <= 0:
+            return None
+        return self.aic + 2 * self.n_variables * (self.n_variables + 1) / left
+
+    @property
     def bic(self) -> float | None:
         """Schwarz' information criterion, called Bayesian."""
         if self.deviance is None or self.n_data is None:
@@ -66,3 +78,37 @@ def goodness(
     errordef = uncertainty.errordef or 0.5
     n_fitted -= len(uncertainty.at_bound)
     return Goodness(n_fitted, n_data, loss, loss if errordef == 1 else None, loss / errordef)
+
+
+def r_squared(uncertainty: Uncertainty | None, data: PyTree) -> float | None:
+    """The part of the (weighted) variance of the data that a least-squares fit explains."""
+    if data is None:
+        return None
+    if uncertainty is None or uncertainty.residuals is None:
+        raise ValueError("data are for R² of a least-squares fit, which needs its uncertainty")
+    leaves = jax.tree.leaves(to_real(jax.tree.map(jnp.asarray, data)))
+    sizes = [leaf.size for leaf in leaves]
+    if sum(sizes) != uncertainty.residuals.size:
+        raise ValueError(
+            f"data must be those of the {uncertainty.residuals.size} residuals, got {sum(sizes)} numbers"
+        )
+    sigmas = jax.tree.leaves(1.0 if uncertainty.sigma is None else uncertainty.sigma)
+    sigmas = sigmas * len(leaves) if len(sigmas) == 1 else sigmas
+    pairs = zip(leaves, sigmas, strict=True)
+    weights = [np.broadcast_to(np.asarray(s, float), y.shape).ravel() ** -2 for y, s in pairs]
+    numbers, weight = np.concatenate([np.ravel(y) for y in leaves]), np.concatenate(weights)
+    mean = np.average(numbers, weights=weight)
+    total = float(np.sum(weight * (numbers - mean) ** 2))
+    return 1 - float(np.sum(uncertainty.residuals**2)) / total if total > 0 else None
+
+
+def durbin_watson(uncertainty: Uncertainty | None) -> float | None:
+    """How much residuals that follow each other differ: 2 if they are independent, less if alike.
+
+    Durbin and Watson, *Testing for serial correlation in least squares regression* (1950).
+    """
+    if uncertainty is None or uncertainty.residuals is None:
+        return None
+    residuals = uncertainty.residuals.astype(float)
+    total = float(np.sum(residuals**2))
+    return float(np.sum(np.diff(residuals) ** 2)) / total if total > 0 and residuals.size > 1 else None

@@ -15,9 +15,8 @@ def html(tables: Tables) -> str:
         ("correlations", tables.correlations, True),
         ("course of the fit", tables.course, False),
     ]
-    messages = "".join(f"<li>{escape(message)}</li>" for message in tables.messages)
     beside = "".join(
-        _table([Column([title, *labels], False), Column(["", *facts], number)])
+        table([Column([title, *labels], False), Column(["", *facts], number)])
         for title, rows, number in pairs
         if rows
         for labels, facts in [zip(*rows, strict=True)]
@@ -25,15 +24,22 @@ def html(tables: Tables) -> str:
     return "".join(
         [
             "<div>",
-            _table(tables.parameters),
-            f"<ul>{messages}</ul>" if messages else "",
+            table(tables.parameters),
+            listed(tables.messages),
             f'<div style="display: flex; flex-wrap: wrap; gap: 0 2em">{beside}</div>',
             "</div>",
         ]
     )
 
 
-def _table(columns: list[Column]) -> str:
+def listed(messages: list[str]) -> str:
+    """Sentences one below the other."""
+    items = "".join(f"<li>{escape(message)}</li>" for message in messages)
+    return f"<ul>{items}</ul>" if items else ""
+
+
+def table(columns: list[Column]) -> str:
+    """A table."""
     head, *body = zip(*(column.cells for column in columns), strict=True)
     rows = [_row("th", head, columns), *(_row("td", cells, columns) for cells in body)]
     return f"{_TABLE}{''.join(rows)}</table>"

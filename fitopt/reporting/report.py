@@ -16,7 +16,7 @@ from ..state import ParameterVector, flatten
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
 from .elements import Element, Elements, blocks, derived_elements, elements, parameters_of
-from .goodness import goodness
+from .goodness import durbin_watson, goodness, r_squared
 from .html import html
 from .tables import Tables, correlation_rows, course_rows, parameter_columns, quality_rows
 from .text import text
@@ -38,7 +38,13 @@ class Report:
     - `degrees_of_freedom`: the difference of both
     - `loss`: of the fitted state
     - `chi_square`, `reduced_chi_square`: the (weighted) sum of squares; over the degrees of freedom
-    - `aic`, `bic`: the information criteria of Akaike and Schwarz
+    - `deviance`: minus twice the logarithm of the likelihood, up to a constant
+    - `aic`, `aicc`, `bic`: the information criteria of Akaike, also corrected for few data, and of
+        Schwarz
+    - `r_squared`: the part of the variance of `data` that the fit explains
+    - `durbin_watson`: about 2 where residuals that follow each other are independent, less where they
+        are alike, so that the model misses something
+    - `absolute_sigma`: whether errors follow from `sigma` alone; None for other losses
     - `stop_reason`: a sentence
     - `n_steps`: of the fit
     - `n_evaluations`: of the residuals, in least squares
@@ -53,8 +59,13 @@ class Report:
     loss: float | None
     chi_square: float | None
     reduced_chi_square: float | None
+    deviance: float | None
     aic: float | None
+    aicc: float | None
     bic: float | None
+    r_squared: float | None
+    durbin_watson: float | None
+    absolute_sigma: bool | None
     stop_reason: str | None
     n_steps: int | None
     n_evaluations: int | None
@@ -106,6 +117,7 @@ def report(
     *,
     start: PyTree = None,
     n_data: int | None = None,
+    data: PyTree = None,
     digits: int = 2,
 ) -> Report:
     """Sum up a fit: values and their errors, how good it is, and how it went.
@@ -119,6 +131,8 @@ def report(
     - `start`: the state in which the fit began, by default the one that the history knows. A history
         from a file, or from a fit inside `jit`, knows none.
     - `n_data`: the number of data points of a scalar loss, for BIC and degrees of freedom.
+    - `data`: what the residuals of a least-squares fit are distances to, for R²: an array, or a pytree
+        in the structure of the residuals.
     - `digits`: how many significant digits errors are shown with. Values end at the same place.
 
     With k variables and n data points, the information criteria are n ln(χ²/n) + 2k (Akaike) and
@@ -153,6 +167,7 @@ def report(
     reduced chi-square  0.016
     AIC                 -15.3133
     BIC                 -16.5407
+    Durbin-Watson       3.4
     """
     intervals = intervals or {}
     _check(history, intervals, n_data, digits)
@@ -183,8 +198,13 @@ def report(
         loss=quality.loss,
         chi_square=quality.chi_square,
         reduced_chi_square=quality.reduced_chi_square,
+        deviance=quality.deviance,
         aic=quality.aic,
+        aicc=quality.aicc,
         bic=quality.bic,
+        r_squared=r_squared(uncertainty, data),
+        durbin_watson=durbin_watson(uncertainty),
+        absolute_sigma=None if uncertainty is None else uncertainty.absolute_sigma,
         stop_reason=history.get("stop_reason"),
         n_steps=n_steps,
         n_evaluations=n_steps if is_least_squares else None,
@@ -206,6 +226,8 @@ def _check(history: Any, intervals: Any, n_data: Any, digits: Any) -> None:
         )
     if not isinstance(intervals, Mapping):
         raise TypeError(f"intervals must be what confidence_intervals has returned, got {intervals!r}")
+    if any(isinstance(one, list) for one in intervals.values()):
+        raise ValueError("intervals must be of one level, got those of several")
     if len({one.level for one in intervals.values()}) > 1:
         raise ValueError("intervals must be of one level, got several")
     if n_data is not None and not (isinstance(n_data, int | np.integer) and n_data > 0):

@@ -99,6 +99,8 @@ def quality_rows(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         "reduced_chi_square": "reduced chi-square",
         "aic": "AIC",
         "bic": "BIC",
+        "r_squared": "R-squared",
+        "durbin_watson": "Durbin-Watson",
     }
     known = [(label, facts[name]) for name, label in labels.items() if facts[name] is not None]
     return [(label, f"{x:,}" if isinstance(x, int) else number(x)) for label, x in known]

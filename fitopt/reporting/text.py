@@ -9,7 +9,7 @@ _WIDTH = 100
 
 def text(tables: Tables) -> str:
     """The report for a terminal."""
-    sections = [_table(tables.parameters), _wrapped("! ", tables.messages)]
+    sections = [table(tables.parameters), _wrapped("! ", tables.messages)]
     if tables.correlations:
         pairs = [(f"  {names}", r) for names, r in tables.correlations]
         sections.append(_labelled([("correlations", ""), *pairs]))
@@ -17,7 +17,8 @@ def text(tables: Tables) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
 
-def _table(columns: list[Column]) -> list[str]:
+def table(columns: list[Column]) -> list[str]:
+    """The lines of a table."""
     lines = [""] * len(columns[0].cells)
     for column in columns:
         width = max(map(len, column.cells))
