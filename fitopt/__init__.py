@@ -14,6 +14,7 @@ from .optax_optimizer import OptaxOptimizer
 from .parameter import Derived, Parameter, trainable
 from .plotting import (
     plot_contour,
+    plot_corner,
     plot_correlation,
     plot_fit,
     plot_history,
@@ -52,6 +53,7 @@ __all__ = [
     "optimizers",
     "partition",
     "plot_contour",
+    "plot_corner",
     "plot_correlation",
     "plot_fit",
     "plot_history",

@@ -4,12 +4,14 @@ matplotlib is imported when something is drawn. None of its settings is changed,
 of the user.
 """
 
+from .corners import plot_corner
 from .fits import plot_fit
 from .histories import plot_history, plot_parameters
 from .uncertainties import plot_contour, plot_correlation, plot_profile
 
 __all__ = [
     "plot_contour",
+    "plot_corner",
     "plot_correlation",
     "plot_fit",
     "plot_history",

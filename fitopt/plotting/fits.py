@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _FINE = 400  # points of a curve
 _MANY = 100  # data: more are drawn smaller, and below the curve
 _BAND = {"alpha": 0.25, "linewidth": 0}
+_NEW_BAND = {"alpha": 0.12, "linewidth": 0}
 
 
 def plot_fit(
@@ -31,11 +32,14 @@ def plot_fit(
     uncertainty: Uncertainty | None = None,
     *,
     level: float = 0.95,
+    components: Mapping[str, Callable[[Any, Any], Any]] | None = None,
+    residuals: bool = True,
+    prediction: bool = False,
     grid: ArrayLike | None = None,
     labels: Sequence[str] | None = None,
     ax: "Axes | Sequence[Axes] | None" = None,
 ) -> np.ndarray:
-    """Draw data and the fitted curve, and below what is left between them.
+    """Draw data and the fitted curve, its parts, and below what is left between data and curve.
 
     **Arguments:**
 
@@ -48,6 +52,11 @@ def plot_fit(
     - `uncertainty`: what `uncertainty(state)` has returned: for a band around the curve. At each x
         the band holds the true curve with this confidence, to first order; new data scatter more.
     - `level`: the confidence, a probability.
+    - `components`: parts of the model by name, such as its peaks, each a function like `fn`; they are
+        drawn as thin lines.
+    - `residuals`: whether to draw them, in axes of their own.
+    - `prediction`: whether to draw a second band, which holds new data with this confidence; it needs
+        the `uncertainty`, and `sigma` where that of the fit was an array.
     - `grid`: where to draw the curve; by default 400 points across the range of `x`.
     - `labels`: what to call the series.
     - `ax`: axes to draw data and curve into, or two, the second for the residuals; by default those of
@@ -71,7 +80,9 @@ def plot_fit(
     names = _names(labels, y.shape[1])
     if not 0 < level < 1:
         raise ValueError(f"level must be a probability between 0 and 1, got {level!r}")
-    chosen = _panels(ax)
+    if prediction and uncertainty is None:
+        raise ValueError("prediction=True needs the uncertainty")
+    chosen = _panels(ax, residuals)
     if grid is None:
         spaced = np.geomspace if chosen[0].get_xscale() == "log" else np.linspace
         grid = spaced(x[0], x[-1], _FINE)
@@ -80,28 +91,37 @@ def plot_fit(
     flat = flatten(state)
     with ParameterVector.of(flat.layout, flat.free).precision():
         curves, at_data = (np.asarray(model(at, values(state)), float) for at in (grid, x))
-    reach = np.zeros(curves.shape)
+        parts = {
+            name: np.asarray(_model(part, shape, grid, values(state)), float)
+            for name, part in (components or {}).items()
+        }
+    reach, new_reach = np.zeros(curves.shape), np.zeros(curves.shape)
     if uncertainty is not None:
-        _, errors = uncertainty.propagate(functools.partial(model, grid), state)
-        reach = _quantile(uncertainty, level) * np.where(np.isfinite(errors), errors, np.nan)
-    residuals = y - at_data if sigma is None else (y - at_data) / sigma
+        errors, data_errors = _errors(
+            uncertainty, functools.partial(model, grid), state, prediction, grid, x, sigma
+        )
+        quantile = _quantile(uncertainty, level)
+        reach, new_reach = quantile * errors, quantile * data_errors
+    left = y - at_data if sigma is None else (y - at_data) / sigma
     for i, (name, color) in enumerate(zip(names, itertools.cycle(COLORS[1:]), strict=False)):
         dots = DARK if len(names) == 1 else color
         bars = None if sigma is None else sigma[:, i]
         _draw_points(chosen[0], x, y[:, i], bars, dots, name or "data")
         zorder = 4 if x.size > _MANY else 2
+        if prediction:
+            _draw_band(chosen[0], grid, curves[:, i], new_reach[:, i], color, 1, _NEW_BAND)
         _draw_curve(chosen[0], grid, curves[:, i], reach[:, i], color, None if name else "fit", zorder)
         if len(chosen) > 1:
             bars = None if sigma is None else np.ones_like(x)
-            _draw_points(chosen[1], x, residuals[:, i], bars, dots, None)
+            _draw_points(chosen[1], x, left[:, i], bars, dots, None)
+    _draw_parts(chosen[0], grid, parts)
+    one_color = BLUE if len(names) == 1 else GREY
     if np.any(reach > 0):
-        chosen[0].fill_between(
-            [],
-            [],
-            color=BLUE if len(names) == 1 else GREY,
-            label=f"{100 * level:g} % confidence band",
-            **_BAND,
-        )
+        label = f"{100 * level:g} % confidence band"
+        chosen[0].fill_between([], [], color=one_color, label=label, **_BAND)
+    if prediction:
+        label = f"{100 * level:g} % of new data"
+        chosen[0].fill_between([], [], color=one_color, label=label, **_NEW_BAND)
     _finish(chosen, len(names), "data − fit" if sigma is None else "(data − fit) / σ")
     return chosen
 
@@ -160,12 +180,36 @@ def _quantile(uncertainty: Uncertainty, level: float) -> float:
     return float(stdtrit(uncertainty.degrees_of_freedom, (1 + level) / 2))
 
 
-def _panels(ax: "Axes | Sequence[Axes] | None") -> np.ndarray:
+def _errors(
+    uncertainty: Uncertainty,
+    curve: Callable[[Any], Any],
+    state: PyTree,
+    prediction: bool,
+    grid: Float[np.ndarray, " m"],
+    x: Float[np.ndarray, " n"],
+    sigma: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The errors of a curve, and those of new data around it; NaN where they are not finite."""
+    if prediction:
+        at_grid = None
+        if sigma is not None:
+            at_grid = np.stack([np.interp(grid, x, column) for column in sigma.T], axis=1)
+        _, errors, data_errors = uncertainty.predict(curve, state, sigma=at_grid)
+    else:
+        _, errors = uncertainty.propagate(curve, state)
+        data_errors = errors
+    known = lambda errors: np.where(np.isfinite(errors), errors, np.nan)
+    return known(errors), known(data_errors)
+
+
+def _panels(ax: "Axes | Sequence[Axes] | None", residuals: bool) -> np.ndarray:
     if ax is not None:
         chosen = np.array([*ax] if np.iterable(ax) else [ax], object).ravel()
         if len(chosen) not in (1, 2):
             raise ValueError(f"ax must be one or two axes, got {len(chosen)}")
-        return chosen
+        return chosen if residuals else chosen[:1]
+    if not residuals:
+        return np.array([new_axes("plot_fit")], object)
     figure: Any = new_axes("plot_fit").figure
     figure.clear()
     figure.set_size_inches(6, 4.4)
@@ -183,8 +227,28 @@ def _draw_curve(
     zorder: float,
 ) -> None:
     if np.any(reach > 0):
-        axes.fill_between(x, curve - reach, curve + reach, color=color, zorder=zorder, **_BAND)
+        _draw_band(axes, x, curve, reach, color, zorder, _BAND)
     axes.plot(x, curve, color=color, label=label, zorder=zorder)
+
+
+def _draw_band(
+    axes: "Axes",
+    x: Float[np.ndarray, " m"],
+    curve: Float[np.ndarray, " m"],
+    reach: Float[np.ndarray, " m"],
+    color: str,
+    zorder: float,
+    style: dict[str, float],
+) -> None:
+    axes.fill_between(x, curve - reach, curve + reach, color=color, zorder=zorder, **style)
+
+
+def _draw_parts(
+    axes: "Axes", x: Float[np.ndarray, " m"], parts: Mapping[str, Float[np.ndarray, "m series"]]
+) -> None:
+    for (name, curves), color in zip(parts.items(), itertools.cycle(COLORS[2:]), strict=False):
+        axes.plot(x, curves[:, 0], color=color, label=name, linewidth=1, zorder=1.5)
+        axes.plot(x, curves[:, 1:], color=color, linewidth=1, zorder=1.5)
 
 
 def _draw_points(

@@ -1,6 +1,7 @@
 """Pictures of an `Uncertainty`: correlations, profiles and contours."""
 
 import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -142,14 +143,14 @@ def _mark_level(axes: "Axes", profile: Profile, heights: Float[np.ndarray, "2"])
     axes.annotate(span(profile.low, profile.high), (middle, profile.threshold), color=ORANGE, **text)
 
 
-def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
+def plot_contour(contour: Contour | Sequence[Contour], ax: "Axes | None" = None) -> "Axes":
     """Draw the region in which two numbers lie together, and a cross at their fitted values.
 
     Several levels go into the same axes.
 
     **Arguments:**
 
-    - `contour`: what `uncertainty.contour(a, b)` has returned.
+    - `contour`: what `uncertainty.contour(a, b)` has returned, at one level or at several.
     - `ax`: the axes to draw into; by default those of a new pyplot figure.
 
     **Returns:** the axes.
@@ -164,6 +165,10 @@ def plot_contour(contour: Contour, ax: "Axes | None" = None) -> "Axes":
     'a'
     """
     axes = new_axes("plot_contour") if ax is None else ax
+    if not isinstance(contour, Contour):
+        for one in contour:
+            plot_contour(one, axes)
+        return axes
     points = _smooth(contour)
     axes.fill(*points.T, color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(*points.T, color=BLUE, linewidth=1.2)

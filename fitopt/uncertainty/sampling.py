@@ -44,6 +44,11 @@ class Samples(Sequence[PyTree]):
             raise IndexError(f"there are {len(self)} samples, got {index}")
         return self._flat.layout.state([value[index] for value in self._free], self._flat.fixed)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the free Parameters and of what is derived."""
+        return tuple(self._named)
+
     def map(self, fn: Callable[[Any], PyTree]) -> PyTree:
         """What a function gives for each state, which it gets with plain arrays in place of Parameters.
 
