@@ -24,10 +24,9 @@ class WithPriors:
     def __call__(self, state: PyTree) -> Any:
         plain = values(state)
         output = self.function(plain)
-        log_prior = sum(self.log_priors(plain).values())
-        if isinstance(output, tuple) and output:  # auxiliary data come behind
-            return (output[0] - log_prior, *output[1:])
-        return output - log_prior
+        loss, *aux = output if isinstance(output, tuple) else (output,)
+        loss = loss - sum(self.log_priors(plain).values())
+        return (loss, *aux) if isinstance(output, tuple) else loss
 
     def log_priors(self, plain: PyTree) -> dict[str, Float[Array, ""]]:
         """The logarithm of each prior's density, at a state of plain arrays."""
@@ -127,12 +126,12 @@ def explained_by_priors(function: Any, state: PyTree) -> Iterator[None]:
 def _log_prob(name: str, prior: Any, value: Array) -> Array:
     log_prob = prior.log_prob if hasattr(prior, "log_prob") else prior
     try:
-        support = getattr(prior, "support", None)
+        support: Any = getattr(prior, "support", None)
         with warnings.catch_warnings():
-            if callable(support):  # numpyro warns of values outside, which are taken care of here
+            if support is not None:  # numpyro warns of values outside, which are taken care of here
                 warnings.simplefilter("ignore", UserWarning)
             density = jnp.asarray(log_prob(value))
-        if callable(support):
+        if support is not None:
             density = jnp.where(support(value), density, -jnp.inf)
     except (TypeError, ValueError) as error:
         raise ValueError(

@@ -238,7 +238,7 @@ def _draw_band(
     reach: Float[np.ndarray, " m"],
     color: str,
     zorder: float,
-    style: dict[str, float],
+    style: dict[str, Any],
 ) -> None:
     axes.fill_between(x, curve - reach, curve + reach, color=color, zorder=zorder, **style)
 
