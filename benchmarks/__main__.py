@@ -8,7 +8,18 @@ import time
 # Children measure on the same device: none of the processes may take all of its memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from . import bounds, callbacks, engine, large, least_squares, memory, optimizers, peers, scalar
+from . import (
+    bounds,
+    callbacks,
+    engine,
+    implicit,
+    large,
+    least_squares,
+    memory,
+    optimizers,
+    peers,
+    scalar,
+)
 from .machine import describe
 from .table import markdown
 from .timing import FULL, QUICK
@@ -21,6 +32,7 @@ GROUPS = {
     **scalar.GROUPS,
     **large.GROUPS,
     **optimizers.GROUPS,
+    **implicit.GROUPS,
     "memory": memory.ten_million,
     "peers": peers.compare,
 }

@@ -175,3 +175,17 @@ def test_unrolled_steps_agree_and_outside_of_a_transformation_nothing_changes(ex
 def test_an_unknown_adjoint_is_an_error():
     with pytest.raises(ValueError, match='adjoint must be "unrolled" or "implicit"'):
         LeastSquares(residuals_of(Y)).run(start(), adjoint="backward")
+
+
+def test_it_takes_a_twentieth_of_the_memory_of_unrolled_steps():
+    x, y = np.linspace(0.0, 3.0, 500), np.exp(-np.linspace(0.0, 3.0, 500))
+
+    def memory(adjoint):
+        def rate(y):
+            optimizer = LeastSquares(lambda s: s["height"] * jnp.exp(-s["rate"] * x) - y)
+            return optimizer.run(start(), 500, adjoint=adjoint)[0]["rate"].value
+
+        compiled = jax.jit(jax.grad(rate)).lower(jnp.asarray(y)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert 20 * memory("implicit") < memory("unrolled")
