@@ -127,8 +127,10 @@ def test_profiles_and_intervals_print_on_a_line(fit):
     _, _, uncertainty = fit
     profile = uncertainty.profile("rate", points=4)
     line = str(profile)
-    assert line.startswith(f"rate = {profile.value:.6g} (-") and "\n" not in line
-    assert line.endswith(f"95 % from {profile.low:.6g} to {profile.high:.6g}")
+    assert line == (
+        f"rate = {profile.value:.3f} (-{profile.minus:.2g}, +{profile.plus:.2g}): "
+        f"95 % from {profile.low:.3f} to {profile.high:.3f}"
+    )
     assert str(uncertainty.confidence_intervals(0.95, ["rate"])["rate"]) == line
 
 

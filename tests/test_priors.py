@@ -82,6 +82,16 @@ def test_auxiliary_data_pass_through():
     assert history["n_steps"] == 2
 
 
+def test_the_end_of_a_place_will_do_where_only_one_has_it():
+    state = {"a": {"rate": jnp.array(2.0), "width": jnp.array(1.0)}, "b": {"width": jnp.array(3.0)}}
+    zero = lambda state: jnp.zeros(())
+    prior = dist.Normal(0.0, 1.0)
+    assert float(with_priors(zero, {"rate": prior})(state)) == -float(prior.log_prob(2.0))
+    assert float(with_priors(zero, {"b/width": prior})(state)) == -float(prior.log_prob(3.0))
+    with pytest.raises(ValueError, match="there is more than one called 'width'"):
+        with_priors(zero, {"width": prior})(state)
+
+
 def test_what_is_derived_may_have_a_prior_and_by_hand_the_loss_is_the_same():
     state = {"k": Parameter("k", 2.0), "double": Derived("double", lambda state: 2 * state["k"])}
     loss = with_priors(lambda state: jnp.zeros(()), {"double": dist.Normal(3.0, 0.5)})

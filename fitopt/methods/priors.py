@@ -58,13 +58,18 @@ class WithPriors:
             jax.tree_util.keystr(path, simple=True, separator="/"): leaf
             for path, leaf in jax.tree.leaves_with_path(plain)
         }
+        found = {}
         for name in self.priors:
-            if name not in known:
+            places = [path for path in known if path == name or path.endswith(f"/{name}")]
+            place = name if name in known else places[0] if len(places) == 1 else None
+            if place is None:
                 raise ValueError(
-                    f"there is nothing called {name!r} in the state that a prior could be of; there are "
-                    f"{', '.join(map(repr, known))}: what is in the state goes by its place there"
+                    f"there is {'nothing' if not places else 'more than one'} called {name!r} in the "
+                    f"state that a prior could be of; there are {', '.join(map(repr, known))}: what is "
+                    "in the state goes by its place there"
                 )
-        return {name: jnp.asarray(known[name]) for name in self.priors}
+            found[name] = jnp.asarray(known[place])
+        return found
 
 
 def with_priors(function: Callable[[Any], Any], priors: Mapping[str, Any]) -> WithPriors:
@@ -77,8 +82,8 @@ def with_priors(function: Callable[[Any], Any], priors: Mapping[str, Any]) -> Wi
         `fitopt.LeastSquares` with `absolute_sigma=True`, where normal priors become residuals.
     - `priors`: for places in the state, such as `"rate"` or `"layers/0/bias"`, a distribution each:
         anything with `log_prob`, such as those of `numpyro.distributions`, or a function that gives the
-        logarithm of the density. The place is the Parameter's name where it was not given another. What
-        is derived may have a prior, too. Where a distribution has a `support`, its density is zero
+        logarithm of the density. The end of a place will do, such as `"bias"`, where only one has it.
+        What is derived may have a prior, too. Where a distribution has a `support`, its density is zero
         outside.
 
     **Returns:** a function of the state, to fit as any other loss or residuals.

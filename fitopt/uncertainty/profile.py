@@ -1,6 +1,7 @@
 """Profile likelihood: how the least loss rises while one element is held away from the best."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -55,12 +56,15 @@ class Interval:
         return np.array([self.low, self.high], dtype)
 
     def __repr__(self) -> str:
+        known = [one for one in (self.minus, self.plus) if 0 < one < np.inf]
+        places = 6 if not known else max(0, 1 - math.floor(math.log10(min(known))))
+        shown = lambda x: f"{x:.{places}f}" if places <= 6 else f"{x:.6g}"
         ends = [
-            f"{end:.6g}{' (a bound)' if is_bound else ''}"
+            shown(end) + (" (a bound)" if is_bound else "")
             for end, is_bound in zip(self, self.at_bound, strict=True)
         ]
         return (
-            f"{self.name} = {self.value:.6g} (-{self.minus:.2g}, +{self.plus:.2g}): "
+            f"{self.name} = {shown(self.value)} (-{self.minus:.2g}, +{self.plus:.2g}): "
             f"{100 * self.level:g} % from {ends[0]} to {ends[1]}"
         )
 
