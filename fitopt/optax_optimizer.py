@@ -116,9 +116,9 @@ class OptaxOptimizer(Fitter):
             directory without a checkpoint is that of a fit that has yet to begin.
         - `adjoint`: what `grad` and `jvp` around the fit differentiate: `"unrolled"`, all of the steps;
             or `"implicit"`, the minimum itself, which takes one linear solve and no memory for steps.
-            The fit must have converged then, and its Hessian be regular, else derivatives mean nothing
-            or are NaN. What a bound holds has zero derivatives, and so has the history but for its
-            `final_loss`.
+            The fit must have converged, else its derivatives mean nothing. What a bound holds does not
+            change, and of what the data do not determine as little as can be. The history has zero
+            derivatives, but for `final_loss`.
 
         **Returns:** the fitted state, in the structure of `state`, and the `History`.
 

@@ -172,6 +172,15 @@ def test_unrolled_steps_agree_and_outside_of_a_transformation_nothing_changes(ex
     assert history["converged"]
 
 
+def test_what_the_data_do_not_determine_changes_as_little_as_can_be():
+    def ab(y):
+        state = {"a": Parameter("a", 1.0), "b": Parameter("b", 1.0)}
+        fitted, _ = LeastSquares(lambda s: s["a"] + s["b"] - y).run(state, 10, adjoint="implicit")
+        return jnp.stack([fitted["a"].value, fitted["b"].value])
+
+    np.testing.assert_allclose(jax.jacrev(ab)(jnp.array([1.0, 2.0])), np.full((2, 2), 0.25))
+
+
 def test_an_unknown_adjoint_is_an_error():
     with pytest.raises(ValueError, match='adjoint must be "unrolled" or "implicit"'):
         LeastSquares(residuals_of(Y)).run(start(), adjoint="backward")

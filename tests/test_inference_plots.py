@@ -108,5 +108,8 @@ def test_a_corner_plot_has_a_panel_for_each_pair(fit):
     assert len(figure.axes) == 4
     assert figure.axes[2].get_xlabel() == "rate" and figure.axes[2].get_ylabel() == "half_life"
     assert plot_corner(fit[1], ["rate", "half_life"], figure=figure, color="k") is figure
+    optimizer = LeastSquares(lambda s: jnp.stack([s["a"] - 1.0, s["b"] + 1.0, s["a"] - 1.5]))
+    on_bound, _ = optimizer.run({"a": Parameter("a", 0.0), "b": Parameter("b", 1.0, lower=0)})
+    assert len(plot_corner(optimizer.uncertainty(on_bound)).axes) == 1  # of a alone
     with pytest.raises(KeyError, match="no samples of 'k'"):
         plot_corner(fit[1], ["k"])

@@ -85,14 +85,15 @@ def _minimum_of(loss: Callable[..., Array], vector: ParameterVector, mode: str) 
 def _newton_step(
     hessian: Float[Array, "n n"], gradient: Float[Array, " n"], held: Bool[Array, " n"]
 ) -> Float[Array, " n"]:
-    """Minus the inverse of a Hessian times a gradient, with zeros for what is held."""
+    """Minus the pseudo-inverse of a Hessian times a gradient, with zeros for what is held."""
     size = jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     scale = 1 / jnp.where(held | (size == 0), 1, size)  # conditions must not depend on units
     free = ~held & ~held[:, None]
     matrix = jnp.where(free, hessian * scale * scale[:, None], jnp.eye(held.size, dtype=hessian.dtype))
     operator = lx.MatrixLinearOperator(matrix)
     right = jnp.where(held, 0, -gradient * scale)
-    return lx.linear_solve(operator, right, lx.LU(), throw=False).value * scale
+    # Where the Hessian is singular, one more solver would raise in the middle of a compiled program.
+    return lx.linear_solve(operator, right, lx.SVD()).value * scale
 
 
 def _held(

@@ -1,5 +1,6 @@
 """`plot_corner`: samples of several numbers, each by itself and with each other."""
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -33,10 +34,12 @@ def plot_corner(
     - `figure`: a figure that `plot_corner` has drawn before: to draw over it, in another `color`.
 
     Contours hold 39 % and 86 % of the samples: one and two standard deviations, if these are normal.
+    Numbers that are the same in all samples, as they lie on a bound, are left out.
 
     **Returns:** the figure.
 
-    **Raises:** `ImportError` without corner, `KeyError` for names that are not there.
+    **Raises:** `ImportError` without corner, `KeyError` for names that are not there, `ValueError` if
+    nothing varies.
 
     >>> import jax.numpy as jnp
     >>> from fitopt import LeastSquares, Parameter
@@ -52,7 +55,9 @@ def plot_corner(
     except ImportError as error:
         raise ImportError('plot_corner needs corner: pip install "fitopt[bayes]"') from error
     if isinstance(samples, Uncertainty):
-        samples = samples.sample(jax.random.key(0), _DRAWS)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # of what lies on a bound, and is left out
+            samples = samples.sample(jax.random.key(0), _DRAWS)
     columns = _columns(samples, names)
     style: dict[str, Any] = {"levels": _LEVELS, "color": color, "fig": figure, "bins": 40}
     return corner.corner(
@@ -81,5 +86,9 @@ def _columns(samples: Any, names: list[str] | None) -> dict[str, Float[np.ndarra
     for name in names or arrays:
         for index in np.ndindex(arrays[name].shape[1:]):
             label = f"{name}[{','.join(map(str, index))}]" if index else name
-            columns[label] = arrays[name][:, *index]
+            column = arrays[name][:, *index]
+            if np.ptp(column) > 0:
+                columns[label] = column
+    if not columns:
+        raise ValueError("there is nothing to draw: no number differs between the samples")
     return columns
