@@ -32,9 +32,9 @@ def scan_implicitly(
     sums_squares: bool,
 ) -> Scanned:
     """A whole fit as one `lax.scan`, of which nothing but the minimum is differentiated."""
-    constants = Constants(constants.start, [jnp.asarray(x) for x in constants.fixed])
+    constants = constants._replace(fixed=[jnp.asarray(x) for x in constants.fixed])
     # What the loss closes over becomes leaves of it: these may be what one differentiates by.
-    evaluate = eqx.filter_closure_convert(problem.evaluate, layout.plain(*constants))
+    evaluate = eqx.filter_closure_convert(problem.evaluate, layout.plain(constants.start, constants.fixed))
     loop = Loop(problem._replace(evaluate=_constant(evaluate)), layout, mode)
     fit: Scanned = _constant(scan(loop, _constant(constants), max_steps))
     vector = ParameterVector.of(layout, constants.start)

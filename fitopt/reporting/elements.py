@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, PyTree, Shaped
 
 from ..parameter import Derived, Parameter, Spec
-from ..state import ParameterVector, flatten, is_leaf, is_parameter, values
+from ..state import ParameterVector, flatten, is_leaf, values
 from ..state.block import Block
 from ..state.layout import unique_names
 from ..uncertainty import Interval, Uncertainty
