@@ -16,7 +16,7 @@ from ..optimizers.arguments import number
 from ..optimizers.composition import known_rate
 from ..parameter.specification import called, check_value
 from ..state import Flat, Layout, ParameterVector
-from . import resume, snapshot
+from . import resume, snapshot, stop_reasons
 from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
 from .pace import Pace, Rhythm
 from .snapshot import Snapshot
@@ -191,9 +191,8 @@ class Chunks:
     def end_reason(self) -> StopReason:
         """Why there are no more chunks, if nothing has stopped the fit."""
         if self.point.steps < self._max_steps:
-            sentence = f"the batches have ended (after step {self.point.steps - 1})"
-            return StopReason(sentence, is_final=True)
-        return StopReason(f"reached max_steps={self._max_steps}")
+            return stop_reasons.out_of_batches(self.point.steps - 1)
+        return stop_reasons.reached(self._max_steps)
 
     def _collect(self, chunk: Chunk, limit: int) -> Advance:
         """Wait for a chunk."""
@@ -312,11 +311,11 @@ class Chunks:
         if step == 0:
             self._check_values(point.constants.start)
         if np.isfinite(loss):
-            back, good_steps, what = point, step, "the update"
+            back, good_steps = point, step
         else:
             is_known = steps or (after_update and step and not point.edited)
             back = point if is_known else self._before
-            good_steps, what = step if after_update else step - 1, f"the loss ({loss})"
+            good_steps = step if after_update else step - 1
             if back is None and self._resumed:
                 return None
             if back is None:
@@ -325,14 +324,12 @@ class Chunks:
         chunk = self._again(point, step)
         last = chunk.last if steps else point.last
         finite = point.programs.gradients_finite(chunk.carry, point.constants, np.int32(step))
-        bad = [name for name, ok in zip(point.layout.names, finite, strict=True) if not ok]
-        gradients = f"not finite: the gradients of {', '.join(bad)}" if bad else "all gradients finite"
         self._carry, self._good_step = good.carry, good_steps
         self._resume_at = back
         self.point = back._replace(
             steps=step, carry=good.carry, values=good.values, last=last, edited=False
         )
-        fault = f"{what} was not finite at step {step} ({gradients}); returned the last good state"
+        fault = stop_reasons.not_finite(point.layout.names, step, loss, [bool(ok) for ok in finite])
         warnings.warn(fault, RuntimeWarning, stacklevel=depth_in_package())
         return fault
 

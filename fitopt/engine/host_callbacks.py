@@ -14,6 +14,7 @@ from ..history import ResumePoint
 from ..methods.method import StopReason
 from ..parameter import Parameter, with_value
 from ..state import combine, flatten, is_array, is_parameter
+from . import stop_reasons
 from .chunks import Chunks
 from .history_writer import HistoryWriter
 from .interruption import Interruption
@@ -103,13 +104,13 @@ class HostCallbacks:
         point = self._chunks.point
         step = point.steps - 1
         stops: dict[int, StopReason] = {}
-        if stopper is not None and stopper >= len(self._traced):
-            reason = self._chunks.stop_reasons()[stopper - len(self._traced)]
-            stops[len(self._callbacks)] = _at(step, reason.sentence, reason.converged)
-        elif stopper is not None:
-            callback = self._traced[stopper]
-            place = next(i for i, other in enumerate(self._callbacks) if other is callback)
-            stops[place] = _at(step, callback.stop_reason(), callback.looks_for_convergence)
+        if stopper is not None:
+            place = len(self._callbacks)
+            if stopper < len(self._traced):
+                callback = self._traced[stopper]
+                place = next(i for i, other in enumerate(self._callbacks) if other is callback)
+            own = self._chunks.stop_reasons()
+            stops[place] = stop_reasons.of_stopper(stopper, self._traced, own, step)
         visits = [one for one in self._open if one.is_due(step)]
         if visits:
             free, fixed = point.layout.free_state(point.values), point.fixed_state
@@ -128,8 +129,9 @@ class HostCallbacks:
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
             if stop:
+                reason = callback.stop_reason()
                 stops.setdefault(
-                    place, _at(step, callback.stop_reason(), is_final=not callback.cuts_short)
+                    place, stop_reasons.at_step(step, reason, is_final=not callback.cuts_short)
                 )
         return stops[min(stops)] if stops else None
 
@@ -142,10 +144,6 @@ class HostCallbacks:
         pairs = zip((*flat.free, *flat.fixed), (*point.values, *point.constants.fixed), strict=True)
         if flat.layout != point.layout or any(new is not old for new, old in pairs):
             self._chunks.edit(flat, who)
-
-
-def _at(step: int, sentence: str, converged: bool = False, is_final: bool = True) -> StopReason:
-    return StopReason(f"{sentence} (at step {step})", converged, is_final)
 
 
 def _interpret(who: str, returned: Any, free: PyTree, fixed: PyTree) -> tuple[bool, PyTree, PyTree]:

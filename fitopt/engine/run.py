@@ -14,7 +14,7 @@ from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
 from ..state import Flat, Layout
-from . import resume
+from . import resume, stop_reasons
 from .chunks import Chunks, End
 from .compiled import Programs
 from .history_writer import HistoryWriter
@@ -84,7 +84,8 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
 def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopReason) -> PyTree:
     """Find the loss of the state to return, let callbacks offer a better one, sum up."""
     if reason.converged and (stalled := chunks.stalled_at_bounds()):
-        reason = _stalled(reason, stalled)
+        reason = stop_reasons.stalled(reason, stalled)
+        warnings.warn(reason.sentence, RuntimeWarning, stacklevel=depth_in_package())
     point, programs, history = chunks.resume_point(), chunks.point.programs, writer.history
     carries = chunks.carries() if programs.finishes else ()
     end: End = chunks.end(lambda: float(history["loss"][-1]))
@@ -114,17 +115,6 @@ def _closing(feed: Feed | None) -> Iterator[None]:
     finally:
         if feed is not None:
             feed.close()
-
-
-def _stalled(reason: StopReason, names: Sequence[str]) -> StopReason:
-    """What to say, and to warn of, where a fit would go on if a bound did not hold it."""
-    shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-    sentence = (
-        f"stalled at the bounds of {shown}, from which the loss falls into the allowed region; start "
-        f"further inside, or take a method that keeps bounds itself. {reason.sentence}"
-    )
-    warnings.warn(sentence, RuntimeWarning, stacklevel=depth_in_package())
-    return StopReason(sentence)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ..batches import epochs
-from ..callback import own_methods
+from ..callback import StepInfo, own_methods
 from ..history import History
 from ..methods.method import Constants
 from . import snapshot
@@ -85,7 +85,38 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
     )
     converged = _converged(loop, constants, carry, code, count)
     last_loss = losses[jnp.maximum(count - 1, 0)] if max_steps else None
-    if after_update and last_loss is not None:
+    end = conclude(loop, constants, carry, good, code, count, last_loss)
+    return Scanned(end.values, end.loss, losses, count, converged, records)
+
+
+class Conclusion(NamedTuple):
+    """The state to return."""
+
+    values: list[Array]
+    loss: Array
+    callbacks: tuple[PyTree, ...]  # the carries of callbacks, which have seen the last evaluation
+    evaluation: StepInfo | None  # the last one, which need not be finite; None where there was none
+    evaluated_loss: Array | None  # there
+
+
+def conclude(
+    loop: Loop,
+    constants: Constants,
+    carry: Carry,
+    good: PyTree,
+    code: Array,
+    count: Array,
+    last_loss: Array | None,
+) -> Conclusion:
+    """Find the state to return, and its loss, after `count` steps of which the last ended with `code`.
+
+    `good` is the last position at which the loss was finite, and `last_loss` the loss of the last good
+    step; None before the first one.
+    """
+    objective, stepper = loop.bind(constants)
+    callbacks = loop.problem.callbacks_of(constants)
+    info = evaluated_loss = None
+    if loop.problem.method.loss_after_update and last_loss is not None:
         result, loss = objective.values(good), last_loss
     else:
         # The fit ends at the last good point if its last step, or the loss after it, went wrong.
@@ -94,10 +125,10 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
         other = stepper.result(method)
         if other is not None:
             here, method = other, stepper.move(method, other)
-        bound = loop.bind(constants, count)
-        carry, _, loss, _ = loop.step(*bound, Carry(method, carry.callbacks), count)
-        finite = jnp.isfinite(loss)
-        loss = loss if last_loss is None else jnp.where(finite, loss, last_loss)
+        last = Carry(method, carry.callbacks)
+        carry, info, evaluated_loss, _ = loop.step(*loop.bind(constants, count), last, count)
+        finite = jnp.isfinite(evaluated_loss)
+        loss = evaluated_loss if last_loss is None else jnp.where(finite, evaluated_loss, last_loss)
         result = objective.values(_select(finite, here, good))
     for number, choose in own_methods(callbacks, "result"):
         candidate = choose(carry.callbacks[number], loss)
@@ -105,7 +136,7 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
             better, params, found = candidate
             result = _select(better, jax.tree.leaves(params), result)
             loss = _select(better, found, loss)
-    return Scanned(result, loss, losses, count, converged, records)
+    return Conclusion(result, loss, carry.callbacks, info, evaluated_loss)
 
 
 def _manual_axes(tree: PyTree) -> frozenset[str]:
