@@ -11,8 +11,11 @@ import optimistix
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import MOST_STEPS, check_loss, numpy_advice
+from .engine.validation import MOST_STEPS, check_loss, check_max_steps, numpy_advice
 from .history import History
+from .many.fits import Fits
+from .many.run import Task, run_many
+from .many.states import States
 from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
 from .methods.optimistix_method import OptimistixMethod, is_minimiser
@@ -141,6 +144,47 @@ class OptaxOptimizer(Fitter):
             raise TypeError("batches must be given where there is an example_loss")
         with explained_by_priors(self._loss, state):
             return self._run(state, max_steps, mode, resume_from, adjoint, batches)
+
+    def run_many(
+        self,
+        states: Sequence[State],
+        max_steps: int | None = None,
+        mode: str = "rev",
+        *,
+        lanes: int | None = None,
+        devices: Sequence[Any] | None = None,
+        record: bool = False,
+    ) -> Fits:
+        """Fit many states at once, each as `run` does.
+
+        A number of lanes advances side by side in one program; a fit that has ended makes room for the
+        next, so the work is the sum of all steps, and memory does not grow with the number of states.
+
+        **Arguments:**
+
+        - `states`: a sequence of states of one structure and shapes, as `fitopt.starts` and
+            `fitopt.vary` make them. Arrays that are the same object in all of them are held once.
+        - `max_steps`, `mode`: of each fit, as for `run`.
+        - `lanes`: how many advance side by side; by default as many as suit the devices.
+        - `devices`: over which lanes are spread; by default all that this process has.
+        - `record`: whether histories keep the loss of each step, and what callbacks record.
+
+        **Returns:** `fitopt.Fits`. A fit that cannot begin, since its loss is not finite or a value
+        outside its bounds, is one of them, with a loss that is NaN and its reason. Ctrl-C returns what
+        was reached.
+
+        **Raises:** `TypeError` and `ValueError` for arguments and losses that cannot be fitted, and
+        states that are not alike.
+        """
+        if mode not in MODES:
+            raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
+        if max_steps is None:
+            max_steps = MOST_STEPS if self._ends_by_itself else 1
+        states, max_steps = States.of(states), check_max_steps(max_steps)
+        task = Task(
+            self._problem, self._callbacks, states, mode, max_steps, lanes, devices, record
+        )
+        return run_many(self._many, task)
 
     def uncertainty(
         self,

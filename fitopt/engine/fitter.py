@@ -39,6 +39,7 @@ class Fitter:
         uses = tuple(name for name in StepInfo._fields if any(name in host.uses for host in hosts))
         self._problem = Problem(evaluate, method, traced, uses)
         self._programs: dict[tuple[Layout, str | None], Programs] = {}
+        self._many: dict[Any, Any] = {}  # compiled for many fits at once
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
     def _run(

@@ -34,7 +34,8 @@ def scan_implicitly(
     """A whole fit as one `lax.scan`, of which nothing but the minimum is differentiated."""
     constants = constants._replace(fixed=[jnp.asarray(x) for x in constants.fixed])
     # What the loss closes over becomes leaves of it: these may be what one differentiates by.
-    evaluate = eqx.filter_closure_convert(problem.evaluate, layout.plain(constants.start, constants.fixed))
+    state = layout.plain(constants.start, constants.fixed)
+    evaluate = eqx.filter_closure_convert(problem.evaluate, state)
     loop = Loop(problem._replace(evaluate=_constant(evaluate)), layout, mode)
     fit: Scanned = _constant(scan(loop, _constant(constants), max_steps))
     vector = ParameterVector.of(layout, constants.start)

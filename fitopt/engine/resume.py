@@ -5,7 +5,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,12 +186,14 @@ def check_method(point: ResumePoint, programs: "Programs", constants: Constants)
 
 
 def _check(kind: str, there: Description, here: Description, advice: str = "") -> None:
-    if differences := [*_differences(there, here)]:
-        shown = "; ".join(differences[:10]) + ("; ..." if len(differences) > 10 else "")
+    found = [f"{name} is {x} there, {y} here" for name, x, y in differences(there, here)]
+    if found:
+        shown = "; ".join(found[:10]) + ("; ..." if len(found) > 10 else "")
         raise ValueError(f"cannot resume: the fit to go on with is of {kind}: {shown}{advice}")
 
 
-def _differences(there: Mapping[str, str], here: Mapping[str, str]) -> Iterator[str]:
+def differences(there: Description, here: Description) -> Iterator[tuple[str, str, str]]:
+    """What two descriptions say of where they differ."""
     for name in {**there, **here}:
         if there.get(name) != here.get(name):
-            yield f"{name} is {there.get(name, 'missing')} there, {here.get(name, 'missing')} here"
+            yield name, there.get(name, "missing"), here.get(name, "missing")

@@ -53,7 +53,7 @@ class Scanned(NamedTuple):
 
 def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
     """A whole fit as one `lax.scan`."""
-    constants = constants._replace(start=_nan_outside(loop, constants.start))
+    constants = constants._replace(start=nan_outside(loop, constants.start))
     after_update = loop.problem.method.loss_after_update
     objective, stepper = loop.bind(constants)
     callbacks = loop.problem.callbacks_of(constants)
@@ -64,7 +64,7 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
         bound = (objective, stepper) if constants.batches is None else loop.bind(constants, step)
         after, info, loss, code = loop.step(*bound, carry, step)
         evaluated = stepper.position((after if after_update else carry).stepper)
-        good = _select(jnp.isfinite(loss), evaluated, good)
+        good = select(jnp.isfinite(loss), evaluated, good)
         loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
         records = tuple(records_of(callback, info) for callback in callbacks)
         return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
@@ -120,7 +120,7 @@ def conclude(
         result, loss = objective.values(good), last_loss
     else:
         # The fit ends at the last good point if its last step, or the loss after it, went wrong.
-        here = _select(code == NOT_FINITE, good, stepper.position(carry.stepper))
+        here = select(code == NOT_FINITE, good, stepper.position(carry.stepper))
         method = stepper.move(carry.stepper, here)
         other = stepper.result(method)
         if other is not None:
@@ -129,13 +129,13 @@ def conclude(
         carry, info, evaluated_loss, _ = loop.step(*loop.bind(constants, count), last, count)
         finite = jnp.isfinite(evaluated_loss)
         loss = evaluated_loss if last_loss is None else jnp.where(finite, evaluated_loss, last_loss)
-        result = objective.values(_select(finite, here, good))
+        result = objective.values(select(finite, here, good))
     for number, choose in own_methods(callbacks, "result"):
         candidate = choose(carry.callbacks[number], loss)
         if candidate is not None:
             better, params, found = candidate
-            result = _select(better, jax.tree.leaves(params), result)
-            loss = _select(better, found, loss)
+            result = select(better, jax.tree.leaves(params), result)
+            loss = select(better, found, loss)
     return Conclusion(result, loss, carry.callbacks, info, evaluated_loss)
 
 
@@ -159,7 +159,7 @@ def _varying(tree: PyTree, axes: frozenset[str]) -> PyTree:
     return jax.tree.map(cast, tree) if axes else tree
 
 
-def _nan_outside(loop: Loop, values: list[Array]) -> list[Array]:
+def nan_outside(loop: Loop, values: list[Array]) -> list[Array]:
     """The values, but NaN where one leaves its bounds: such a fit fails at its first step."""
     pairs = zip(loop.layout.specs, values, strict=True)
     return [
@@ -170,17 +170,23 @@ def _nan_outside(loop: Loop, values: list[Array]) -> list[Array]:
 
 def _converged(loop: Loop, constants: Constants, carry: Carry, code: Array, count: Array) -> Array:
     """Whether a test of convergence has ended the fit, and no bound holds it."""
-    problem, method = loop.problem, loop.problem.method
-    tests = [callback.looks_for_convergence for callback in problem.callbacks]
-    tests += [reason.converged for reason in method.stop_reasons(constants.start)]
-    converged = jnp.array([False] * FIRST_CALLBACK + tests)[code]
+    tests = converging(loop, constants.start)
+    converged = jnp.array(tests)[code]
     vector = loop.bind(constants)[0].vector
-    if method.keeps_bounds or not any(tests) or not vector.can_be_flat.any():
+    if loop.problem.method.keeps_bounds or not any(tests) or not vector.can_be_flat.any():
         return converged
     return converged & ~jnp.any(loop.falls_inside(snapshot.take(carry), constants, count))
 
 
-def _select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
+def converging(loop: Loop, values: list[Array]) -> list[bool]:
+    """For each code that a step of a fit of such values may end with, whether that is convergence."""
+    problem = loop.problem
+    tests = [callback.looks_for_convergence for callback in problem.callbacks]
+    tests += [reason.converged for reason in problem.method.stop_reasons(values)]
+    return [False] * FIRST_CALLBACK + tests
+
+
+def select(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), yes, no)
 
 

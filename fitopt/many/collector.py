@@ -1,0 +1,174 @@
+"""What comes back from the lanes, gathered on the host by fit."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ..callback import own_methods
+from ..engine import stop_reasons
+from ..engine.compiled import FIRST_CALLBACK, RUNNING, Loop
+from ..engine.scanned import converging
+from ..engine.validation import bad_start
+from ..methods.method import StopReason
+from ..parameter.specification import called, check_value
+from ..state import ParameterVector
+from .fits import Fits, Table
+from .lanes import VACANT, Output, Records, Result
+from .states import States
+
+
+class Collector:
+    """Gathers the results of fits, and what their steps have recorded."""
+
+    def __init__(self, loop: Loop, states: States, max_steps: int):
+        self._loop = loop
+        self._states = states
+        self._max_steps = max_steps
+        count, template = len(states), states.template
+        self._traced = loop.problem.callbacks
+        self._vector = ParameterVector.of(template.layout, template.free)
+        self._own = loop.problem.method.stop_reasons(template.free)
+        self._converging = converging(loop, template.free)
+        self._began = time.perf_counter()
+        self._told: dict[tuple[int, int], StopReason] = {}
+        self._table: Table | None = None
+        self._carries: Any = None  # of callbacks that want them at the end
+        self._series: list[tuple[str, ...]] = [() for _ in self._traced]  # what each records
+        self._pieces: dict[int, list[Any]] = {}  # of records, by fit
+        self._records: dict[int, dict[str, Any]] = {}
+        self.done = np.zeros(count, bool)
+        self.interrupted: str | None = None  # why fits are ended early, if they are
+
+    # What calls bring.
+
+    def take(self, output: Output, counts: np.ndarray) -> None:
+        """Take what a call has brought; `counts` are those of each device."""
+        if output.records is not None:
+            self._take_records(output.records, counts)
+        if counts[:, 0].any():
+            results = jax.tree.map(np.asarray, output.results)
+            rows = len(results.fit) // len(counts)
+            meant = np.concatenate([np.arange(n) + d * rows for d, n in enumerate(counts[:, 0])])
+            self.take_results(jax.tree.map(lambda x: x[meant], results))
+
+    def take_results(self, results: Result) -> None:
+        """Take results, as arrays with a leading axis."""
+        if self._table is None:
+            self._make_room(results)
+        table, numbers = self._table, results.fit
+        assert table is not None
+        unmoved = results.steps == 0
+        starts = self._states.starts(numbers)
+        for column, values, start in zip(table.values, results.values, starts, strict=True):
+            column[numbers] = values
+            column[numbers[unmoved]] = np.asarray(start)[unmoved]
+        table.final_loss[numbers] = results.loss
+        table.n_steps[numbers] = results.steps
+        table.best_loss[numbers] = np.where(unmoved, results.loss, results.best_loss)
+        table.best_step[numbers] = results.best_step
+        table.elapsed[numbers] = time.perf_counter() - self._began
+        for number, reason in zip(numbers.tolist(), self._reasons(results), strict=True):
+            table.stop_reason[number], table.converged[number] = reason.sentence, reason.converged
+            if number in self._pieces:
+                self._records[number] = self._joined(self._pieces.pop(number))
+        jax.tree.map(lambda x, new: x.__setitem__(numbers, new), self._carries, results.callbacks)
+        self.done[numbers] = True
+
+    def _make_room(self, like: Result) -> None:
+        count = len(self.done)
+        empty = lambda x: np.zeros((count, *x.shape[1:]), x.dtype)
+        losses = [np.full(count, np.nan, like.loss.dtype) for _ in range(2)]
+        numbers = [np.zeros(count, int) for _ in range(2)]
+        rest = np.zeros(count, bool), np.zeros(count), [""] * count
+        values = [empty(x) for x in like.values]
+        self._table = Table(values, losses[0], numbers[0], losses[1], numbers[1], *rest)
+        self._carries = jax.tree.map(empty, like.callbacks)
+
+    # Why fits have ended.
+
+    def _reasons(self, results: Result) -> Iterator[StopReason]:
+        stalled = results.stalled.any(axis=1).tolist()
+        went_wrong = results.went_wrong.tolist()
+        for i, ended in enumerate(zip(results.code.tolist(), results.steps.tolist(), strict=True)):
+            if went_wrong[i]:
+                yield self._fault(jax.tree.map(lambda x, i=i: x[i], results))
+                continue
+            if ended not in self._told:
+                self._told[ended] = self._usual(*ended)
+            reason = self._told[ended]
+            if reason.converged and stalled[i]:
+                reason = stop_reasons.stalled(reason, self._vector.labelled(results.stalled[i]))
+            yield reason
+
+    def _usual(self, code: int, steps: int) -> StopReason:
+        if code != RUNNING:
+            stopper = code - FIRST_CALLBACK
+            return stop_reasons.of_stopper(stopper, self._traced, self._own, steps - 1)
+        if steps < self._max_steps:
+            when = f"after step {steps - 1}" if steps else "before the first step"
+            return StopReason(f"{self.interrupted} {when}")
+        return stop_reasons.reached(self._max_steps)
+
+    def _fault(self, result: Result) -> StopReason:
+        steps, names = int(result.steps), self._states.layout.names
+        if steps or np.isfinite(result.loss):
+            finite = result.gradients_finite.tolist()
+            return StopReason(stop_reasons.not_finite(names, steps, float(result.fault), finite))
+        values = [np.asarray(x)[0] for x in self._states.starts(np.array([int(result.fit)]))]
+        reason = bad_start(names, values, float(result.fault))
+        try:
+            for name, spec, value in zip(names, self._states.layout.specs, values, strict=True):
+                check_value(called(name), spec, value)
+        except ValueError as error:
+            reason = str(error)
+        return StopReason(f"could not begin: {reason}")
+
+    # Records.
+
+    def _take_records(self, records: Records, counts: np.ndarray) -> None:
+        width = records.fit.shape[1] // len(counts)
+        for device, steps in enumerate(counts[:, 2].tolist()):
+            lanes = slice(device * width, (device + 1) * width)
+            fit, *rest = jax.tree.map(lambda x: np.asarray(x)[:steps, lanes], records)
+            # By fit, and within a fit by step.
+            flat = fit.T.ravel()
+            order = np.argsort(flat, kind="stable")
+            order = order[flat[order] != VACANT]
+            by_fit = lambda x: np.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[order]
+            sorted_rest = jax.tree.map(by_fit, rest)
+            numbers, firsts = np.unique(flat[order], return_index=True)
+            for number, first, last in zip(numbers, firsts, [*firsts[1:], len(order)], strict=True):
+                piece = jax.tree.map(lambda x, a=first, b=last: x[a:b], sorted_rest)
+                self._pieces.setdefault(int(number), []).append(piece)
+
+    def _joined(self, pieces: Sequence[Any]) -> dict[str, Any]:
+        losses, of_callbacks = jax.tree.map(lambda *x: np.concatenate(x), *pieces)
+        history = {"loss": losses}
+        self._series = [tuple(records or ()) for records in of_callbacks]
+        for callback, records in zip(self._traced, of_callbacks, strict=True):
+            for name, record in (records or {}).items():
+                history[name] = jax.tree.map(lambda x, n=callback.every: x[::n], record)
+        return history
+
+    # The end.
+
+    def fits(self) -> Fits:
+        """All of them; those that were not begun are where they would have begun."""
+        table, rest = self._table, np.flatnonzero(~self.done)
+        assert table is not None  # a run ends after its first results
+        for column, start in zip(table.values, self._states.starts(rest), strict=True):
+            column[rest] = start
+        for number in rest.tolist():
+            table.stop_reason[number] = self._usual(RUNNING, 0).sentence
+        own = own_methods(self._traced, "finish")
+        finishing = [self._traced[i] for i, _ in own]
+        every = {
+            name: callback.every
+            for callback, names in zip(self._traced, self._series, strict=True)
+            for name in names
+        }
+        finishes = [*zip(finishing, self._carries, strict=True)]
+        return Fits(self._states, table, self._records, every, finishes)

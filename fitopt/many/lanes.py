@@ -1,0 +1,387 @@
+"""The compiled program of many fits: lanes that advance side by side, and are filled again."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ..callback import own_methods
+from ..engine import snapshot
+from ..engine.compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Carry, Loop
+from ..engine.records import records_of
+from ..engine.scanned import conclude, converging, nan_outside, select
+from ..methods.method import Constants
+
+AXIS = "lanes"
+VACANT = -1  # in place of the number of a fit
+_MEMORY = 0.9  # of steps and ends that were before a lane was filled
+_FILLING = 4.0  # steps take as long as taking out what has ended and filling the lanes again
+
+
+class Lane(NamedTuple):
+    """One fit; in programs a leading axis of lanes comes first."""
+
+    fit: Int[Array, ""]  # its number, or VACANT
+    start: list[Array]
+    fixed: list[Any]  # of the arrays that are not fitted those that are not the same in all fits
+    carry: Carry
+    good: PyTree  # the last position at which the loss was finite
+    steps: Int[Array, ""]  # good ones
+    code: Int[Array, ""]
+    loss: Float[Array, ""]  # of the last good step
+    best_loss: Float[Array, ""]
+    best_step: Int[Array, ""]
+
+
+class Lanes(NamedTuple):
+    """All that goes from one call of the program to the next."""
+
+    lane: Lane
+    steps: Float[Array, ""]  # made of late, in all lanes
+    ended: Float[Array, ""]  # of late
+
+
+class Page(NamedTuple):
+    """Some fits that wait for a lane, with a leading axis of as many."""
+
+    fit: Int[Array, " page"]
+    start: list[Array]
+    fixed: list[Any]
+
+
+class Queue(NamedTuple):
+    """How far the page of a device has come."""
+
+    next: Int[Array, ""]  # which of the page comes next
+    count: Int[Array, ""]  # how many the page has
+    more: Bool[Array, ""]  # whether another page will follow
+
+
+class Order(NamedTuple):
+    """What a call is to do."""
+
+    limit: Int[Array, ""]  # of steps
+    max_steps: Int[Array, ""]  # of each fit
+
+
+class Result(NamedTuple):
+    """How a fit has ended."""
+
+    fit: Int[Array, ""]
+    values: list[Array]
+    loss: Float[Array, ""]
+    steps: Int[Array, ""]
+    code: Int[Array, ""]
+    best_loss: Float[Array, ""]
+    best_step: Int[Array, ""]
+    stalled: Bool[Array, " elements"]
+    fault: Float[Array, ""]  # the loss of the evaluation that went wrong
+    went_wrong: Bool[Array, ""]
+    gradients_finite: Bool[Array, " parameters"]  # there
+    callbacks: tuple[PyTree, ...]  # the carries of those that want them at the end
+
+
+class Records(NamedTuple):
+    """What each step of a call has recorded, with leading axes of steps and lanes."""
+
+    fit: Int[Array, "steps lanes"]  # VACANT where there was none
+    losses: Float[Array, "steps lanes"]
+    of_callbacks: tuple[dict[str, PyTree] | None, ...]
+
+
+class Output(NamedTuple):
+    """What a call gives back."""
+
+    lanes: Lanes
+    results: Result  # with a leading axis, of which `counts` tells how much is meant
+    records: Records | None
+    counts: Int[Array, "4"]  # results, how many of the page are taken, steps, lanes that are running
+
+
+class LaneProgram:
+    """The fits of one `Loop`, so many at once.
+
+    `varying` are the numbers of the fixed arrays that are not the same in all fits; `room` is how many
+    steps a call may record, 0 for no records. Where nothing is to be fitted, `steps_at_all` is False.
+    """
+
+    def __init__(self, loop: Loop, varying: tuple[int, ...], room: int, steps_at_all: bool):
+        self._loop = loop
+        self._varying = varying
+        self._room = room
+        self._steps_at_all = steps_at_all
+        self._finishing = [i for i, _ in own_methods(loop.problem.callbacks, "finish")]
+
+    def blank(self, page: Page, shared: list[Any], width: int) -> Lanes:
+        """Lanes without a fit, of fits such as those of a page."""
+        begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
+        shapes = jax.eval_shape(begin, *page, shared)
+        lane: Lane = jax.tree.map(lambda x: _zeros((width, *x.shape[1:]), x.dtype), shapes)
+        zero = jnp.zeros(())
+        return Lanes(lane._replace(fit=jnp.full(width, VACANT, jnp.int32)), zero, zero)
+
+    def _constants(self, start: list[Array], fixed: list[Any], shared: list[Any]) -> Constants:
+        """Those of one lane; `shared` has None in place of what varies."""
+        merged = list(shared)
+        for i, x in zip(self._varying, fixed, strict=True):
+            merged[i] = x
+        return Constants(start, merged)
+
+    @property
+    def records(self) -> bool:
+        """Whether each step is recorded."""
+        return self._room > 0
+
+    # One lane.
+
+    def begin(self, fit: Array, start: list[Array], fixed: list[Any], shared: list[Any]) -> Lane:
+        """A lane before its first step."""
+        loop = self._loop
+        constants = self._constants(nan_outside(loop, start), fixed, shared)
+        _, stepper = loop.bind(constants)
+        carry = loop.begin(constants)
+        position = stepper.position(carry.stepper)
+        loss = jax.eval_shape(stepper.evaluate, position)[0]
+        nothing, zero = jnp.full((), jnp.nan, loss.dtype), jnp.zeros((), jnp.int32)
+        code = jnp.full((), RUNNING, jnp.int32)
+        inf = jnp.full_like(nothing, jnp.inf)
+        return Lane(fit, start, fixed, carry, position, zero, code, nothing, inf, zero)
+
+    def running(self, lane: Lane, max_steps: Array) -> Bool[Array, ""]:
+        return (lane.fit != VACANT) & (lane.code == RUNNING) & (lane.steps < max_steps)
+
+    def step(self, lane: Lane, shared: list[Any], max_steps: Array) -> tuple[Lane, Any]:
+        """A lane after a step, unless it has ended; and what is recorded."""
+        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        objective, stepper = loop.bind(constants)
+        after, info, loss, code = loop.step(objective, stepper, lane.carry, lane.steps)
+        running = self.running(lane, max_steps)
+        went_well = running & (code != NOT_FINITE)
+        after_update = loop.problem.method.loss_after_update
+        evaluated = stepper.position((after if after_update else lane.carry).stepper)
+        known = went_well if after_update else running & jnp.isfinite(loss)
+        better = went_well & (loss < lane.best_loss)
+        new = Lane(
+            fit=lane.fit,
+            start=lane.start,
+            fixed=lane.fixed,
+            # Where a step went wrong, what went wrong is looked at from before it.
+            carry=select(went_well, after, lane.carry),
+            good=select(known, evaluated, lane.good),
+            steps=lane.steps + went_well,
+            code=jnp.where(running, code, lane.code),
+            loss=jnp.where(went_well, loss, lane.loss),
+            best_loss=jnp.where(better, loss, lane.best_loss),
+            best_step=jnp.where(better, lane.steps, lane.best_step),
+        )
+        if not self._room:
+            return new, None
+        records = tuple(records_of(callback, info) for callback in loop.problem.callbacks)
+        return new, (jnp.where(went_well, lane.fit, VACANT), loss, records)
+
+    def conclude(self, lane: Lane, stalled: Array, shared: list[Any]) -> Result:
+        """The result of a lane that has ended, but for faults."""
+        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        last = lane.loss if self._steps_at_all else None
+        end = conclude(loop, constants, lane.carry, lane.good, lane.code, lane.steps, last)
+        went_wrong, fault = lane.code == NOT_FINITE, lane.loss
+        gradients = jnp.ones(len(lane.start), bool)
+        if end.evaluation is not None and end.evaluated_loss is not None:
+            went_wrong |= ~jnp.isfinite(end.evaluated_loss)
+            fault = end.evaluated_loss
+            gradients = _all_finite(end.evaluation.grads)
+        return Result(
+            fit=lane.fit,
+            values=end.values,
+            loss=end.loss,
+            steps=lane.steps,
+            code=lane.code,
+            best_loss=lane.best_loss,
+            best_step=lane.best_step,
+            stalled=stalled,
+            fault=fault,
+            went_wrong=went_wrong,
+            gradients_finite=gradients,
+            callbacks=tuple(end.callbacks[i] for i in self._finishing),
+        )
+
+    def fault(self, lane: Lane, shared: list[Any]) -> tuple[Array, Array]:
+        """The loss, and which gradients are finite, in the step that went wrong."""
+        constants = self._constants(lane.start, lane.fixed, shared)
+        _, info = self._loop.bind(constants)[1].step(lane.carry.stepper)
+        return info.loss, _all_finite(info.grads)
+
+    def near_bounds(self, lane: Lane, shared: list[Any]) -> Bool[Array, ""]:
+        """Whether a test of convergence has ended a lane next to a bound."""
+        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        objective, stepper = loop.bind(constants)
+        vector = objective.vector
+        elements = vector.elements(objective.values(stepper.position(lane.carry.stepper)))
+        near = (vector.inside_by(elements, NEAR)[0] != elements) & vector.can_be_flat
+        return jnp.array(converging(loop, lane.start))[lane.code] & jnp.any(near)
+
+    def stalled(self, lane: Lane, shared: list[Any]) -> Bool[Array, " elements"]:
+        """Which elements a bound holds."""
+        constants = self._constants(lane.start, lane.fixed, shared)
+        return self._loop.falls_inside(snapshot.take(lane.carry), constants)
+
+    # All lanes.
+
+    def results(self, lane: Lane, ended: Bool[Array, " lanes"], shared: list[Any]) -> Result:
+        """Of all lanes, of which only those that have ended are meant."""
+        loop = self._loop
+        first = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
+        vector = loop.objective(self._constants(*first, shared)).vector
+        stalled = jnp.zeros((ended.size, vector.can_be_flat.size), bool)
+        if vector.can_be_flat.any() and not loop.problem.method.keeps_bounds:
+            if any(converging(loop, lane.start)):
+                over = lambda f: jax.vmap(f, in_axes=(0, None))
+                near = ended & over(self.near_bounds)(lane, shared)
+                look = lambda: over(self.stalled)(lane, shared) & near[:, None]
+                stalled = lax.cond(jnp.any(near), look, lambda: stalled)
+        result: Result = jax.vmap(self.conclude, in_axes=(0, 0, None))(lane, stalled, shared)
+        failed = ended & (lane.code == NOT_FINITE)
+
+        def explain() -> Any:
+            found = jax.vmap(self.fault, in_axes=(0, None))(lane, shared)
+            return jax.vmap(select)(failed, found, (result.fault, result.gradients_finite))
+
+        known = result.fault, result.gradients_finite
+        fault, finite = lax.cond(jnp.any(failed), explain, lambda: known)
+        return result._replace(fault=fault, gradients_finite=finite)
+
+    def advance(
+        self, lanes: Lanes, page: Page, queue: Queue, shared: list[Any], order: Order
+    ) -> Output:
+        """Make steps, and take out what has ended and fill its lanes when that is worth its time.
+
+        When that is does not depend on the limit: fits come to the same lanes however often a call ends.
+        """
+        width = lanes.lane.fit.size
+        is_running = lambda lane: jax.vmap(self.running, in_axes=(0, None))(lane, order.max_steps)
+        occupied = lambda lane: lane.fit != VACANT
+        shapes = jax.eval_shape(self.results, lanes.lane, occupied(lanes.lane), shared)
+        rows = page.fit.size + width
+        results = jax.tree.map(lambda x: _zeros((rows, *x.shape[1:]), x.dtype), shapes)
+        step = jax.vmap(self.step, in_axes=(0, None, None))
+        recorded = jax.eval_shape(step, lanes.lane, shared, order.max_steps)[1]
+        records = jax.tree.map(lambda x: jnp.zeros((self._room, *x.shape), x.dtype), recorded)
+
+        def enough(lanes: Lanes) -> Array:
+            """How many lanes must idle before it is worth while to fill them."""
+            ended = lanes.ended + jnp.sum(occupied(lanes.lane) & ~is_running(lanes.lane))
+            mean = lanes.steps / jnp.maximum(ended, 1)
+            share = jnp.sqrt(2 * _FILLING / jnp.maximum(mean, 1.0))
+            return jnp.clip(width * share, 1.0, max(1.0, width / 2))
+
+        def is_due(lanes: Lanes) -> Array:
+            running = jnp.sum(is_running(lanes.lane))
+            return (width - running >= enough(lanes)) | (running == 0)
+
+        def exhausted(following: Array) -> Array:
+            return following >= queue.count
+
+        def advance(state: Any) -> Any:
+            lanes, count, records = state
+            before = jnp.sum(is_running(lanes.lane))
+            lane, recorded = step(lanes.lane, shared, order.max_steps)
+            put = lambda x, new: lax.dynamic_update_index_in_dim(x, new, count, 0)
+            records = jax.tree.map(put, records, recorded)
+            return Lanes(lane, lanes.steps + before, lanes.ended), count + 1, records
+
+        def go_on(state: Any) -> Array:
+            lanes, count, _, following = state
+            # While nothing waits to take their place, lanes that have ended may stay.
+            done = exhausted(following) & ~queue.more
+            running = jnp.any(is_running(lanes.lane))
+            return (count < order.limit) & running & (done | ~is_due(lanes))
+
+        def refill(state: Any) -> Any:
+            lanes, results, taken_out, following = state
+            lane = lanes.lane
+            running = is_running(lane)
+            ended = occupied(lane) & ~running
+            found = self.results(lane, ended, shared)
+            places = jnp.where(ended, taken_out + jnp.cumsum(ended) - 1, rows)
+            results = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), results, found)
+            waiting = following + jnp.cumsum(~running) - 1
+            filled = ~running & (waiting < queue.count)
+            chosen = jax.tree.map(lambda x: x[jnp.minimum(waiting, page.fit.size - 1)], page)
+            fresh = jax.vmap(self.begin, in_axes=(0, 0, 0, None))(*chosen, shared)
+            lane = lane._replace(fit=jnp.where(running, lane.fit, VACANT))
+            lane = jax.vmap(select)(filled, fresh, lane)
+            count = jnp.sum(ended)
+            lanes = Lanes(lane, _MEMORY * lanes.steps, _MEMORY * (lanes.ended + count))
+            return lanes, results, taken_out + count, following + jnp.sum(filled)
+
+        def turn(state: Any) -> Any:
+            lanes, results, records, taken_out, following, count = state
+
+            def steps(state: Any) -> Any:
+                lanes, count, records = state
+                return lax.while_loop(
+                    lambda state: go_on((*state, following)), advance, (lanes, count, records)
+                )
+
+            lanes, count, records = steps((lanes, count, records))
+            before = lanes, results, taken_out, following
+            due = is_due(lanes) & ~(exhausted(following) & queue.more)
+            lanes, results, taken_out, following = lax.cond(due, refill, lambda x: x, before)
+            return lanes, results, records, taken_out, following, count
+
+        def has_work(state: Any) -> Array:
+            lanes, _, _, _, following, count = state
+            starved = exhausted(following) & queue.more & is_due(lanes)
+            left = jnp.any(occupied(lanes.lane)) | ~exhausted(following)
+            return (count < order.limit) & left & ~starved
+
+        zero = jnp.zeros((), jnp.int32)
+        state = (lanes, results, records, zero, queue.next, zero)
+        lanes, results, records, taken_out, following, count = lax.while_loop(has_work, turn, state)
+        running = jnp.sum(occupied(lanes.lane))
+        counts = jnp.stack([taken_out, following, count, running]).astype(jnp.int32)
+        return Output(lanes, results, Records(*records) if self._room else None, counts)
+
+
+def _all_finite(tree: PyTree) -> Bool[Array, " leaves"]:
+    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+    if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return jnp.zeros(shape, dtype)
+    key = jax.random.key_data(jax.eval_shape(lambda: jax.random.key(0)))
+    return jax.random.wrap_key_data(jnp.zeros((*shape, *key.shape), key.dtype))
+
+
+def compiled(program: LaneProgram, devices: Sequence[Any]) -> Callable[..., Output]:
+    """`advance` on some devices at once, each with lanes, a page and a queue of its own.
+
+    All of these have a leading axis that is divided among the devices. Nothing goes from one device to
+    another.
+    """
+
+    def on_one(lanes: Lanes, page: Page, queue: Queue, shared: list[Any], order: Order) -> Output:
+        own = lanes._replace(steps=lanes.steps[0], ended=lanes.ended[0])
+        output = program.advance(own, page, jax.tree.map(lambda x: x[0], queue), shared, order)
+        lanes = output.lanes
+        lanes = lanes._replace(steps=lanes.steps[None], ended=lanes.ended[None])
+        return output._replace(lanes=lanes, counts=output.counts[None])
+
+    if len(devices) == 1:
+        return jax.jit(on_one, donate_argnums=0)
+    mesh, split, whole = Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS), PartitionSpec()
+    by_step = Records(*[PartitionSpec(None, AXIS)] * 3)
+    spread = jax.shard_map(
+        on_one,
+        mesh=mesh,
+        in_specs=(split, split, split, whole, whole),
+        out_specs=Output(split, split, by_step if program.records else None, split),
+        check_vma=False,
+    )
+    return jax.jit(spread, donate_argnums=0)
