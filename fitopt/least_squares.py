@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
@@ -16,6 +16,8 @@ from jaxtyping import Array, PyTree
 from .engine.fitter import Fitter
 from .engine.validation import describe, numpy_advice
 from .history import History
+from .many.fits import Fits
+from .many.run import Means, Options, run_many
 from .methods.derivatives import MODES
 from .methods.optimistix_method import OptimistixMethod, check_solver
 from .methods.priors import WithPriors, explained_by_priors
@@ -143,6 +145,34 @@ class LeastSquares(Fitter):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         with explained_by_priors(self._residuals, state):
             return self._run(state, max_steps, mode, resume_from, adjoint)
+
+    def run_many(
+        self,
+        states: Sequence[State],
+        max_steps: int = 10_000,
+        mode: str | None = None,
+        *,
+        lanes: int | None = None,
+        devices: Sequence[Any] | None = None,
+        record: bool = False,
+    ) -> Fits:
+        """Fit many states at once, each as `run` does; see `fitopt.OptaxOptimizer.run_many`.
+
+        **Arguments:**
+
+        - `states`: a sequence of states of one structure and shapes.
+        - `max_steps`, `mode`: of each fit, as for `run`.
+        - `lanes`, `devices`, `record`: as for `OptaxOptimizer.run_many`.
+
+        **Returns:** `fitopt.Fits`.
+
+        **Raises:** `TypeError` and `ValueError` for arguments and residuals that cannot be fitted, and
+        states that are not alike.
+        """
+        if mode not in (None, *MODES):
+            raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
+        means = Means(self._problem, self._callbacks, self._many)
+        return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
 
     def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.

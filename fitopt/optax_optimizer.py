@@ -11,11 +11,10 @@ import optimistix
 from jaxtyping import Array, PyTree
 
 from .engine.fitter import Fitter
-from .engine.validation import MOST_STEPS, check_loss, check_max_steps, numpy_advice
+from .engine.validation import MOST_STEPS, check_loss, numpy_advice
 from .history import History
 from .many.fits import Fits
-from .many.run import Task, run_many
-from .many.states import States
+from .many.run import Means, Options, run_many
 from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
 from .methods.optimistix_method import OptimistixMethod, is_minimiser
@@ -180,11 +179,8 @@ class OptaxOptimizer(Fitter):
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         if max_steps is None:
             max_steps = MOST_STEPS if self._ends_by_itself else 1
-        states, max_steps = States.of(states), check_max_steps(max_steps)
-        task = Task(
-            self._problem, self._callbacks, states, mode, max_steps, lanes, devices, record
-        )
-        return run_many(self._many, task)
+        means = Means(self._problem, self._callbacks, self._many)
+        return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
 
     def uncertainty(
         self,

@@ -27,6 +27,11 @@ with ThreadPoolExecutor(1) as _pool:  # another thread is under no transformatio
     _NO_TRACE = _pool.submit(get_opaque_trace_state).result()
 
 
+def is_traced() -> bool:
+    """Whether this is called inside jit, vmap or grad."""
+    return get_opaque_trace_state() != _NO_TRACE
+
+
 class Fitter:
     """What an `OptaxOptimizer` and a `LeastSquares` share."""
 
@@ -57,7 +62,7 @@ class Fitter:
         flat = flatten(state)
         if not flat.free:
             raise ValueError(nothing_free(state))
-        if get_opaque_trace_state() != _NO_TRACE:
+        if is_traced():
             if resume_from is not None:
                 raise TypeError("resume_from does not work inside jit, vmap or grad")
             self._check_all_traced()

@@ -109,8 +109,8 @@ class HostCallbacks:
             if stopper < len(self._traced):
                 callback = self._traced[stopper]
                 place = next(i for i, other in enumerate(self._callbacks) if other is callback)
-            own = self._chunks.stop_reasons()
-            stops[place] = stop_reasons.of_stopper(stopper, self._traced, own, step)
+            reasons = stop_reasons.of_stoppers(self._traced, self._chunks.stop_reasons())
+            stops[place] = stop_reasons.at_step(step, reasons[stopper])._replace(is_final=True)
         visits = [one for one in self._open if one.is_due(step)]
         if visits:
             free, fixed = point.layout.free_state(point.values), point.fixed_state
@@ -129,10 +129,8 @@ class HostCallbacks:
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
             if stop:
-                reason = callback.stop_reason()
-                stops.setdefault(
-                    place, stop_reasons.at_step(step, reason, is_final=not callback.cuts_short)
-                )
+                reason = StopReason(callback.stop_reason(), is_final=not callback.cuts_short)
+                stops.setdefault(place, stop_reasons.at_step(step, reason))
         return stops[min(stops)] if stops else None
 
     def _edit(self, who: str, free: PyTree, fixed: PyTree) -> None:

@@ -18,22 +18,15 @@ def out_of_batches(step: int) -> StopReason:
     return StopReason(f"the batches have ended (after step {step})", is_final=True)
 
 
-def at_step(
-    step: int, sentence: str, converged: bool = False, is_final: bool = True
-) -> StopReason:
+def at_step(step: int, reason: StopReason) -> StopReason:
     """Why a fit was ended by its step number `step`."""
-    return StopReason(f"{sentence} (at step {step})", converged, is_final)
+    return reason._replace(sentence=f"{reason.sentence} (at step {step})")
 
 
-def of_stopper(
-    stopper: int, traced: Sequence[Callback], own: Sequence[StopReason], step: int
-) -> StopReason:
-    """That of a traced callback; or, counted on, one of the method's own."""
-    if stopper >= len(traced):
-        reason = own[stopper - len(traced)]
-        return at_step(step, reason.sentence, reason.converged)
-    callback = traced[stopper]
-    return at_step(step, callback.stop_reason(), callback.looks_for_convergence)
+def of_stoppers(traced: Sequence[Callback], own: Sequence[StopReason]) -> list[StopReason]:
+    """Those of traced callbacks, and after them the method's own."""
+    asked = [StopReason(one.stop_reason(), one.looks_for_convergence) for one in traced]
+    return [*asked, *own]
 
 
 def not_finite(names: Sequence[str], step: int, loss: float, finite: Sequence[bool]) -> str:

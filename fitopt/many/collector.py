@@ -10,7 +10,6 @@ import numpy as np
 from ..callback import own_methods
 from ..engine import stop_reasons
 from ..engine.compiled import FIRST_CALLBACK, RUNNING, Loop
-from ..engine.scanned import converging
 from ..engine.validation import bad_start
 from ..methods.method import StopReason
 from ..parameter.specification import called, check_value
@@ -30,8 +29,8 @@ class Collector:
         count, template = len(states), states.template
         self._traced = loop.problem.callbacks
         self._vector = ParameterVector.of(template.layout, template.free)
-        self._own = loop.problem.method.stop_reasons(template.free)
-        self._converging = converging(loop, template.free)
+        own = loop.problem.method.stop_reasons(template.free)
+        self._stoppers = stop_reasons.of_stoppers(self._traced, own)
         self._began = time.perf_counter()
         self._told: dict[tuple[int, int], StopReason] = {}
         self._table: Table | None = None
@@ -105,8 +104,7 @@ class Collector:
 
     def _usual(self, code: int, steps: int) -> StopReason:
         if code != RUNNING:
-            stopper = code - FIRST_CALLBACK
-            return stop_reasons.of_stopper(stopper, self._traced, self._own, steps - 1)
+            return stop_reasons.at_step(steps - 1, self._stoppers[code - FIRST_CALLBACK])
         if steps < self._max_steps:
             when = f"after step {steps - 1}" if steps else "before the first step"
             return StopReason(f"{self.interrupted} {when}")
@@ -132,17 +130,19 @@ class Collector:
         width = records.fit.shape[1] // len(counts)
         for device, steps in enumerate(counts[:, 2].tolist()):
             lanes = slice(device * width, (device + 1) * width)
-            fit, *rest = jax.tree.map(lambda x: np.asarray(x)[:steps, lanes], records)
-            # By fit, and within a fit by step.
-            flat = fit.T.ravel()
-            order = np.argsort(flat, kind="stable")
-            order = order[flat[order] != VACANT]
-            by_fit = lambda x: np.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[order]
-            sorted_rest = jax.tree.map(by_fit, rest)
-            numbers, firsts = np.unique(flat[order], return_index=True)
-            for number, first, last in zip(numbers, firsts, [*firsts[1:], len(order)], strict=True):
-                piece = jax.tree.map(lambda x, a=first, b=last: x[a:b], sorted_rest)
-                self._pieces.setdefault(int(number), []).append(piece)
+            self._take_pieces(jax.tree.map(lambda x, n=steps, d=lanes: np.asarray(x)[:n, d], records))
+
+    def _take_pieces(self, records: Records) -> None:
+        """Take the records of one device, with leading axes of steps and lanes."""
+        numbers = records.fit.T.ravel()
+        order = np.argsort(numbers, kind="stable")  # by fit, and within a fit by step
+        order = order[numbers[order] != VACANT]
+        sort = lambda x: np.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[order]
+        series = jax.tree.map(sort, (records.losses, records.of_callbacks))
+        fits, firsts = np.unique(numbers[order], return_index=True)
+        for fit, first, last in zip(fits.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
+            piece = jax.tree.map(lambda x, a=first, b=last: x[a:b], series)
+            self._pieces.setdefault(fit, []).append(piece)
 
     def _joined(self, pieces: Sequence[Any]) -> dict[str, Any]:
         losses, of_callbacks = jax.tree.map(lambda *x: np.concatenate(x), *pieces)
@@ -159,10 +159,11 @@ class Collector:
         """All of them; those that were not begun are where they would have begun."""
         table, rest = self._table, np.flatnonzero(~self.done)
         assert table is not None  # a run ends after its first results
-        for column, start in zip(table.values, self._states.starts(rest), strict=True):
-            column[rest] = start
-        for number in rest.tolist():
-            table.stop_reason[number] = self._usual(RUNNING, 0).sentence
+        if rest.size:
+            for column, start in zip(table.values, self._states.starts(rest), strict=True):
+                column[rest] = start
+            for number in rest.tolist():
+                table.stop_reason[number] = self._usual(RUNNING, 0).sentence
         own = own_methods(self._traced, "finish")
         finishing = [self._traced[i] for i, _ in own]
         every = {

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Int, PyTree
 
 from ..callback import Callback
 from ..history import History
@@ -52,8 +52,8 @@ class Fits(Sequence[tuple[Any, History]]):
     fits. A history holds the `"loss"` of each step, and what callbacks have recorded, if `run_many` was
     called with `record=True`.
 
-    - `final_loss`, `n_steps`, `converged`: arrays with one entry for each fit. The loss is NaN where a fit
-        could not begin, as the loss was not finite at its start, or that was outside the bounds
+    - `final_loss`, `n_steps`, `converged`: arrays with an entry for each fit. The loss is NaN where a
+        fit could not begin, as the loss was not finite at its start, or that was outside the bounds
     - `stop_reason`: a tuple of sentences
     - `best`: the pair of least final loss
 
@@ -154,8 +154,9 @@ class Fits(Sequence[tuple[Any, History]]):
             raise ValueError(f"rtol must be a number above 0, got {rtol!r}")
         order = self._order()
         order = order[np.isfinite(self.final_loss[order])]
-        ends, starts = self._elements(self._table.values), self._elements(
-            self._states.starts(slice(None))
+        ends, starts = (
+            self._elements(self._table.values),
+            self._elements(self._states.starts(slice(None))),
         )
         sizes = [np.nanmedian(np.abs(x), axis=0) for x in (ends[order], starts) if len(order)]
         found = []

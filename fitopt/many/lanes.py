@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..callback import own_methods
 from ..engine import snapshot
-from ..engine.compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Carry, Loop
+from ..engine.compiled import NEAR, NOT_FINITE, RUNNING, Carry, Loop
 from ..engine.records import records_of
 from ..engine.scanned import conclude, converging, nan_outside, select
 from ..methods.method import Constants
@@ -111,9 +111,9 @@ class LaneProgram:
     """
 
     def __init__(self, loop: Loop, varying: tuple[int, ...], room: int, steps_at_all: bool):
-        self._loop = loop
+        self.loop = loop
         self._varying = varying
-        self._room = room
+        self.room = room
         self._steps_at_all = steps_at_all
         self._finishing = [i for i, _ in own_methods(loop.problem.callbacks, "finish")]
 
@@ -122,7 +122,7 @@ class LaneProgram:
         begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
         shapes = jax.eval_shape(begin, *page, shared)
         lane: Lane = jax.tree.map(lambda x: _zeros((width, *x.shape[1:]), x.dtype), shapes)
-        zero = jnp.zeros(())
+        zero = jnp.zeros((), jnp.float32)
         return Lanes(lane._replace(fit=jnp.full(width, VACANT, jnp.int32)), zero, zero)
 
     def _constants(self, start: list[Array], fixed: list[Any], shared: list[Any]) -> Constants:
@@ -132,16 +132,11 @@ class LaneProgram:
             merged[i] = x
         return Constants(start, merged)
 
-    @property
-    def records(self) -> bool:
-        """Whether each step is recorded."""
-        return self._room > 0
-
     # One lane.
 
     def begin(self, fit: Array, start: list[Array], fixed: list[Any], shared: list[Any]) -> Lane:
         """A lane before its first step."""
-        loop = self._loop
+        loop = self.loop
         constants = self._constants(nan_outside(loop, start), fixed, shared)
         _, stepper = loop.bind(constants)
         carry = loop.begin(constants)
@@ -157,7 +152,7 @@ class LaneProgram:
 
     def step(self, lane: Lane, shared: list[Any], max_steps: Array) -> tuple[Lane, Any]:
         """A lane after a step, unless it has ended; and what is recorded."""
-        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
         objective, stepper = loop.bind(constants)
         after, info, loss, code = loop.step(objective, stepper, lane.carry, lane.steps)
         running = self.running(lane, max_steps)
@@ -179,14 +174,14 @@ class LaneProgram:
             best_loss=jnp.where(better, loss, lane.best_loss),
             best_step=jnp.where(better, lane.steps, lane.best_step),
         )
-        if not self._room:
+        if not self.room:
             return new, None
         records = tuple(records_of(callback, info) for callback in loop.problem.callbacks)
         return new, (jnp.where(went_well, lane.fit, VACANT), loss, records)
 
     def conclude(self, lane: Lane, stalled: Array, shared: list[Any]) -> Result:
         """The result of a lane that has ended, but for faults."""
-        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
         last = lane.loss if self._steps_at_all else None
         end = conclude(loop, constants, lane.carry, lane.good, lane.code, lane.steps, last)
         went_wrong, fault = lane.code == NOT_FINITE, lane.loss
@@ -213,12 +208,12 @@ class LaneProgram:
     def fault(self, lane: Lane, shared: list[Any]) -> tuple[Array, Array]:
         """The loss, and which gradients are finite, in the step that went wrong."""
         constants = self._constants(lane.start, lane.fixed, shared)
-        _, info = self._loop.bind(constants)[1].step(lane.carry.stepper)
+        _, info = self.loop.bind(constants)[1].step(lane.carry.stepper)
         return info.loss, _all_finite(info.grads)
 
     def near_bounds(self, lane: Lane, shared: list[Any]) -> Bool[Array, ""]:
         """Whether a test of convergence has ended a lane next to a bound."""
-        loop, constants = self._loop, self._constants(lane.start, lane.fixed, shared)
+        loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
         objective, stepper = loop.bind(constants)
         vector = objective.vector
         elements = vector.elements(objective.values(stepper.position(lane.carry.stepper)))
@@ -228,22 +223,22 @@ class LaneProgram:
     def stalled(self, lane: Lane, shared: list[Any]) -> Bool[Array, " elements"]:
         """Which elements a bound holds."""
         constants = self._constants(lane.start, lane.fixed, shared)
-        return self._loop.falls_inside(snapshot.take(lane.carry), constants)
+        return self.loop.falls_inside(snapshot.take(lane.carry), constants)
 
     # All lanes.
 
     def results(self, lane: Lane, ended: Bool[Array, " lanes"], shared: list[Any]) -> Result:
         """Of all lanes, of which only those that have ended are meant."""
-        loop = self._loop
+        loop = self.loop
         first = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
         vector = loop.objective(self._constants(*first, shared)).vector
         stalled = jnp.zeros((ended.size, vector.can_be_flat.size), bool)
-        if vector.can_be_flat.any() and not loop.problem.method.keeps_bounds:
-            if any(converging(loop, lane.start)):
-                over = lambda f: jax.vmap(f, in_axes=(0, None))
-                near = ended & over(self.near_bounds)(lane, shared)
-                look = lambda: over(self.stalled)(lane, shared) & near[:, None]
-                stalled = lax.cond(jnp.any(near), look, lambda: stalled)
+        can_stall = vector.can_be_flat.any() and not loop.problem.method.keeps_bounds
+        if can_stall and any(converging(loop, lane.start)):
+            over = lambda f: jax.vmap(f, in_axes=(0, None))
+            near = ended & over(self.near_bounds)(lane, shared)
+            look = lambda: over(self.stalled)(lane, shared) & near[:, None]
+            stalled = lax.cond(jnp.any(near), look, lambda none=stalled: none)
         result: Result = jax.vmap(self.conclude, in_axes=(0, 0, None))(lane, stalled, shared)
         failed = ended & (lane.code == NOT_FINITE)
 
@@ -255,97 +250,83 @@ class LaneProgram:
         fault, finite = lax.cond(jnp.any(failed), explain, lambda: known)
         return result._replace(fault=fault, gradients_finite=finite)
 
-    def advance(
-        self, lanes: Lanes, page: Page, queue: Queue, shared: list[Any], order: Order
-    ) -> Output:
+    def advance(self, lanes: Lanes, page: Page, queue: Queue, shared: list[Any], order: Order) -> Output:
         """Make steps, and take out what has ended and fill its lanes when that is worth its time.
 
         When that is does not depend on the limit: fits come to the same lanes however often a call ends.
         """
-        width = lanes.lane.fit.size
+        width, rows = lanes.lane.fit.size, page.fit.size + lanes.lane.fit.size
+        count_of = lambda flags: jnp.sum(flags, dtype=jnp.int32)
         is_running = lambda lane: jax.vmap(self.running, in_axes=(0, None))(lane, order.max_steps)
         occupied = lambda lane: lane.fit != VACANT
-        shapes = jax.eval_shape(self.results, lanes.lane, occupied(lanes.lane), shared)
-        rows = page.fit.size + width
-        results = jax.tree.map(lambda x: _zeros((rows, *x.shape[1:]), x.dtype), shapes)
         step = jax.vmap(self.step, in_axes=(0, None, None))
-        recorded = jax.eval_shape(step, lanes.lane, shared, order.max_steps)[1]
-        records = jax.tree.map(lambda x: jnp.zeros((self._room, *x.shape), x.dtype), recorded)
-
-        def enough(lanes: Lanes) -> Array:
-            """How many lanes must idle before it is worth while to fill them."""
-            ended = lanes.ended + jnp.sum(occupied(lanes.lane) & ~is_running(lanes.lane))
-            mean = lanes.steps / jnp.maximum(ended, 1)
-            share = jnp.sqrt(2 * _FILLING / jnp.maximum(mean, 1.0))
-            return jnp.clip(width * share, 1.0, max(1.0, width / 2))
+        begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
 
         def is_due(lanes: Lanes) -> Array:
-            running = jnp.sum(is_running(lanes.lane))
-            return (width - running >= enough(lanes)) | (running == 0)
-
-        def exhausted(following: Array) -> Array:
-            return following >= queue.count
+            """Whether so many lanes idle that it is worth while to fill them."""
+            running = is_running(lanes.lane)
+            ended = lanes.ended + count_of(occupied(lanes.lane) & ~running)
+            mean = lanes.steps / jnp.maximum(ended, 1)  # steps of a fit
+            share = jnp.sqrt(2 * _FILLING / jnp.maximum(mean, 1.0))
+            enough = jnp.clip(width * share, 1.0, max(1.0, width / 2))
+            return (count_of(~running) >= enough) | ~jnp.any(running)
 
         def advance(state: Any) -> Any:
             lanes, count, records = state
-            before = jnp.sum(is_running(lanes.lane))
+            before = count_of(is_running(lanes.lane))
             lane, recorded = step(lanes.lane, shared, order.max_steps)
             put = lambda x, new: lax.dynamic_update_index_in_dim(x, new, count, 0)
             records = jax.tree.map(put, records, recorded)
             return Lanes(lane, lanes.steps + before, lanes.ended), count + 1, records
 
-        def go_on(state: Any) -> Array:
-            lanes, count, _, following = state
-            # While nothing waits to take their place, lanes that have ended may stay.
-            done = exhausted(following) & ~queue.more
-            running = jnp.any(is_running(lanes.lane))
-            return (count < order.limit) & running & (done | ~is_due(lanes))
-
         def refill(state: Any) -> Any:
             lanes, results, taken_out, following = state
-            lane = lanes.lane
-            running = is_running(lane)
+            lane, running = lanes.lane, is_running(lanes.lane)
             ended = occupied(lane) & ~running
             found = self.results(lane, ended, shared)
-            places = jnp.where(ended, taken_out + jnp.cumsum(ended) - 1, rows)
+            places = jnp.where(ended, taken_out + jnp.cumsum(ended, dtype=jnp.int32) - 1, rows)
             results = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), results, found)
-            waiting = following + jnp.cumsum(~running) - 1
+            waiting = following + jnp.cumsum(~running, dtype=jnp.int32) - 1
             filled = ~running & (waiting < queue.count)
             chosen = jax.tree.map(lambda x: x[jnp.minimum(waiting, page.fit.size - 1)], page)
-            fresh = jax.vmap(self.begin, in_axes=(0, 0, 0, None))(*chosen, shared)
             lane = lane._replace(fit=jnp.where(running, lane.fit, VACANT))
-            lane = jax.vmap(select)(filled, fresh, lane)
-            count = jnp.sum(ended)
-            lanes = Lanes(lane, _MEMORY * lanes.steps, _MEMORY * (lanes.ended + count))
-            return lanes, results, taken_out + count, following + jnp.sum(filled)
+            lane = jax.vmap(select)(filled, begin(*chosen, shared), lane)
+            taken_out, following = taken_out + count_of(ended), following + count_of(filled)
+            lanes = Lanes(lane, _MEMORY * lanes.steps, _MEMORY * (lanes.ended + count_of(ended)))
+            return lanes, results, taken_out, following
 
         def turn(state: Any) -> Any:
             lanes, results, records, taken_out, following, count = state
+            is_last = (following >= queue.count) & ~queue.more
 
-            def steps(state: Any) -> Any:
-                lanes, count, records = state
-                return lax.while_loop(
-                    lambda state: go_on((*state, following)), advance, (lanes, count, records)
-                )
+            def go_on(state: Any) -> Array:
+                lanes, count, _ = state
+                running = jnp.any(is_running(lanes.lane))
+                # While nothing waits to take their place, lanes that have ended may stay.
+                return (count < order.limit) & running & (is_last | ~is_due(lanes))
 
-            lanes, count, records = steps((lanes, count, records))
-            before = lanes, results, taken_out, following
-            due = is_due(lanes) & ~(exhausted(following) & queue.more)
-            lanes, results, taken_out, following = lax.cond(due, refill, lambda x: x, before)
+            lanes, count, records = lax.while_loop(go_on, advance, (lanes, count, records))
+            due = is_due(lanes) & (is_last | (following < queue.count))
+            state = lanes, results, taken_out, following
+            lanes, results, taken_out, following = lax.cond(due, refill, lambda state: state, state)
             return lanes, results, records, taken_out, following, count
 
         def has_work(state: Any) -> Array:
             lanes, _, _, _, following, count = state
-            starved = exhausted(following) & queue.more & is_due(lanes)
-            left = jnp.any(occupied(lanes.lane)) | ~exhausted(following)
+            exhausted = following >= queue.count
+            starved = exhausted & queue.more & is_due(lanes)
+            left = jnp.any(occupied(lanes.lane)) | ~exhausted
             return (count < order.limit) & left & ~starved
 
+        found = jax.eval_shape(self.results, lanes.lane, occupied(lanes.lane), shared)
+        results = jax.tree.map(lambda x: _zeros((rows, *x.shape[1:]), x.dtype), found)
+        recorded = jax.eval_shape(step, lanes.lane, shared, order.max_steps)[1]
+        records = jax.tree.map(lambda x: jnp.zeros((self.room, *x.shape), x.dtype), recorded)
         zero = jnp.zeros((), jnp.int32)
         state = (lanes, results, records, zero, queue.next, zero)
         lanes, results, records, taken_out, following, count = lax.while_loop(has_work, turn, state)
-        running = jnp.sum(occupied(lanes.lane))
-        counts = jnp.stack([taken_out, following, count, running]).astype(jnp.int32)
-        return Output(lanes, results, Records(*records) if self._room else None, counts)
+        counts = jnp.stack([taken_out, following, count, count_of(occupied(lanes.lane))])
+        return Output(lanes, results, Records(*records) if self.room else None, counts)
 
 
 def _all_finite(tree: PyTree) -> Bool[Array, " leaves"]:
@@ -381,7 +362,7 @@ def compiled(program: LaneProgram, devices: Sequence[Any]) -> Callable[..., Outp
         on_one,
         mesh=mesh,
         in_specs=(split, split, split, whole, whole),
-        out_specs=Output(split, split, by_step if program.records else None, split),
+        out_specs=Output(split, split, by_step if program.room else None, split),
         check_vma=False,
     )
     return jax.jit(spread, donate_argnums=0)

@@ -1,104 +1,121 @@
 """Many fits, from the call to `Fits`."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+from jaxtyping import Int
 
-from ..callback import Callback, HostCallback, label
+from ..callback import HostCallback, label
 from ..engine.compiled import Loop, Problem
+from ..engine.fitter import is_traced
 from ..engine.interruption import interruptible
 from ..engine.pace import Pace
 from ..engine.validation import check_max_steps
 from .collector import Collector
 from .fits import Fits
-from .lanes import AXIS, Lanes, LaneProgram, Order, Output, Page, Queue, compiled
+from .lanes import AXIS, LaneProgram, Lanes, Order, Page, Queue, compiled
 from .states import States
 
 _LANES = 64  # on a CPU's device: so many keep its vector units busy, and fit into its cache
 _LANES_OF_GPU = 4096
 _PAGE = 4096  # fits at most that wait on the device
 _PAGE_BYTES = 2**25  # at most
-_RECORDS_BYTES = 2**26  # in one call, at most
+_ROOM = 1024  # steps of a call whose records are kept
 _MOST_STEPS = 2**20  # of one call
 
 
-class Task(NamedTuple):
-    """What `run_many` is asked for."""
+class Means(NamedTuple):
+    """What fits: an optimizer's own."""
 
     problem: Problem
     callbacks: Sequence[Any]
-    states: States
-    mode: str | None
+    programs: dict[Any, "Compiled"]  # what is compiled
+
+
+class Options(NamedTuple):
+    """The arguments of `run_many`, besides the states."""
+
     max_steps: int
+    mode: str | None
     lanes: int | None
     devices: Sequence[Any] | None
     record: bool
 
 
-def run_many(programs: dict[Any, "Compiled"], task: Task) -> Fits:
-    """Make all fits; `programs` keeps what is compiled."""
-    _check_callbacks(task.callbacks)
-    devices = _check_devices(task.devices)[: len(task.states)]
-    width = _width(task, devices)
-    key = (
-        task.states.layout,
-        task.mode,
-        task.states.varying,
-        tuple(devices),
-        task.record,
-        task.max_steps > 0,
-    )
-    if key not in programs:
-        programs[key] = Compiled(task, devices)
-    program = programs[key]
-    collector = Collector(program.loop, task.states, task.max_steps)
-    numbers = np.arange(len(task.states))
-    shares = [numbers[d :: len(devices)] for d in range(len(devices))]
-    feed = Feed(task.states, shares, width, program)
-    pace = Pace(program.pace, (width, feed.shapes))
-    lanes = program.blank(feed)
-    order = Order(np.int32(pace.first()), np.int32(task.max_steps))
+def run_many(means: Means, states: Any, options: Options) -> Fits:
+    """Make all fits."""
+    if is_traced():
+        raise TypeError("run_many works on the host, not inside jit, vmap or grad; there, vmap run")
+    if not isinstance(options.record, bool):
+        raise TypeError(f"record must be True or False, got {options.record!r}")
+    max_steps = check_max_steps(options.max_steps)
+    _check_callbacks(means.callbacks)
+    states = States.of(states)
+    devices = _check_devices(options.devices)[: len(states)]
+    program = _program(means, states, options, devices)
+    width = _width(options.lanes, len(states), devices)
+    collector = Collector(program.loop, states, max_steps)
+    numbers = np.arange(len(states))
+    feed = Feed(states, [numbers[d :: len(devices)] for d in range(len(devices))], width, program)
     with interruptible() as interruption:
-        last: Output | None = None
-        counts = np.zeros((len(devices), 4), np.int32)
-        while True:
-            began = time.perf_counter()
-            limit = min(int(order.limit), program.room or _MOST_STEPS)
-            order = order._replace(limit=np.int32(limit))
-            output = program.advance(lanes, feed.page, feed.queue(), feed.shared, order)
-            lanes = output.lanes
-            if last is not None:
-                collector.take(last, counts)
-            last, counts = output, np.asarray(output.counts)
-            steps = int(counts[:, 2].max())
-            pace.note(limit, steps, time.perf_counter() - began, began_early=False)
-            feed.advance(counts[:, 1])
-            if not counts[:, 3].any() and feed.is_empty:
-                break
-            order = order._replace(limit=np.int32(pace.next(limit)))
+        for _ in _advance(program, feed, collector, max_steps):
             if interruption.requested and collector.interrupted is None:
                 collector.interrupted = "interrupted (Ctrl-C)"
-                order = order._replace(max_steps=np.int32(0))
                 feed.close()
-        collector.take(last, counts)
     return collector.fits()
 
 
-class Compiled:
-    """The program of fits of one layout, on some devices."""
+def _advance(program: "Compiled", feed: "Feed", collector: Collector, max_steps: int) -> Iterator[None]:
+    """Call the program until all fits have ended; while it computes, the host looks at what it brought
+    before.
+    """
+    lanes, last = program.blank(feed), None
+    pace = Pace(program.pace, (feed.width, feed.shapes))
+    most = program.room or _MOST_STEPS
+    limit, counts = min(pace.first(), most), np.zeros((len(program.devices), 4), np.int32)
+    while feed.has_more or counts[:, 3].any():
+        began = time.perf_counter()
+        order = Order(np.int32(limit), np.int32(0 if feed.is_closed else max_steps))
+        output = program.advance(lanes, feed.page, feed.queue(), feed.shared, order)
+        lanes = output.lanes
+        if last is not None:
+            collector.take(last, counts)
+        last, counts = output, np.asarray(output.counts)
+        steps = int(counts[:, 2].max())
+        pace.note(limit, steps, time.perf_counter() - began, began_early=False)
+        feed.advance(counts[:, 1])
+        limit = min(pace.next(limit), most)
+        yield
+    assert last is not None
+    collector.take(last, counts)
 
-    def __init__(self, task: Task, devices: Sequence[Any]):
-        self.loop = Loop(task.problem, task.states.layout, task.mode)
+
+def _program(means: Means, states: States, options: Options, devices: Sequence[Any]) -> "Compiled":
+    steps_at_all = options.max_steps > 0
+    layout, varying = states.layout, states.varying
+    key = (layout, options.mode, varying, tuple(devices), options.record, steps_at_all)
+    if key not in means.programs:
+        loop = Loop(means.problem, layout, options.mode)
+        room = _ROOM if options.record else 0
+        means.programs[key] = Compiled(LaneProgram(loop, varying, room, steps_at_all), devices)
+    return means.programs[key]
+
+
+class Compiled:
+    """A program on some devices."""
+
+    def __init__(self, program: LaneProgram, devices: Sequence[Any]):
+        self.loop = program.loop
+        self.room = program.room
         self.devices = devices
         self.pace: dict[Any, float] = {}
-        self.room = 1024 if task.record else 0
-        self._lanes = LaneProgram(self.loop, task.states.varying, self.room, task.max_steps > 0)
-        self.advance = compiled(self._lanes, devices)
+        self.advance = compiled(program, devices)
+        self._program = program
         self._blanks: dict[Any, Any] = {}
         if len(devices) == 1:
             self.split = self.whole = SingleDeviceSharding(devices[0])
@@ -112,22 +129,25 @@ class Compiled:
         key = feed.width, feed.shapes
         if key not in self._blanks:
             width = feed.width * len(self.devices)
-            make = lambda page, shared: self._lanes.blank(page, shared, width)
+            make = lambda page, shared: self._program.blank(page, shared, width)
             lanes = jax.jit(make)(feed.page, feed.shared)
-            per_device = lambda x: np.zeros(len(self.devices), x.dtype)
-            lanes = lanes._replace(steps=per_device(lanes.steps), ended=per_device(lanes.ended))
-            self._blanks[key] = jax.device_get(lanes)
-        return jax.device_put(self._blanks[key], self.split)
+            zeros = np.zeros(len(self.devices), lanes.steps.dtype)
+            self._blanks[key] = lanes._replace(steps=zeros, ended=zeros)
+        # Copies, as what the program gets is donated.
+        return jax.device_put(jax.tree.map(jnp.copy, self._blanks[key]), self.split)
 
 
 class Feed:
     """Brings the states to the devices, page by page; each device has its share of them."""
 
-    def __init__(self, states: States, shares: Sequence[Int[np.ndarray, " n"]], width: int, program: Compiled):
+    def __init__(
+        self, states: States, shares: Sequence[Int[np.ndarray, " n"]], width: int, program: Compiled
+    ):
         self._states = states
         self._shares = list(shares)
         self._program = program
         self.width = width
+        self.is_closed = False
         self._rows = _page_rows(states, max(map(len, shares)), width)
         self._begun = np.zeros(len(shares), int)  # of each share, before the page
         self._next = np.zeros(len(shares), np.int32)  # of the page
@@ -156,8 +176,9 @@ class Feed:
         return Queue(self._next, count, self._left > self._rows)
 
     @property
-    def is_empty(self) -> bool:
-        return bool((self._next >= self._left).all())
+    def has_more(self) -> bool:
+        """Whether a fit is still to begin."""
+        return bool((self._next < self._left).any())
 
     def advance(self, taken: Int[np.ndarray, " devices"]) -> None:
         """Note how many of the page were taken, and load the next one where one is exhausted."""
@@ -170,7 +191,9 @@ class Feed:
 
     def close(self) -> None:
         """Bring no more."""
-        self._shares = [x[: begun + done] for x, begun, done in zip(self._shares, self._begun, self._next)]
+        self.is_closed = True
+        ends = self._begun + self._next
+        self._shares = [share[:end] for share, end in zip(self._shares, ends, strict=True)]
 
 
 def _page_rows(states: States, most: int, width: int) -> int:
@@ -183,9 +206,8 @@ def _page_rows(states: States, most: int, width: int) -> int:
     return min(2 ** (rows.bit_length() - 1), 2 ** (most - 1).bit_length())
 
 
-def _width(task: Task, devices: Sequence[Any]) -> int:
+def _width(lanes: Any, count: int, devices: Sequence[Any]) -> int:
     """How many lanes each device has."""
-    lanes, count = task.lanes, len(task.states)
     if lanes is None:
         lanes = (_LANES if devices[0].platform == "cpu" else _LANES_OF_GPU) * len(devices)
     elif isinstance(lanes, bool) or not isinstance(lanes, int):

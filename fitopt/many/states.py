@@ -24,7 +24,9 @@ class States(Sequence[Any]):
     such; any other sequence of states becomes one in `run_many`.
     """
 
-    def __init__(self, template: Flat, count: int, free: Sequence[Column], varying: Mapping[int, Column]):
+    def __init__(
+        self, template: Flat, count: int, free: Sequence[Column], varying: Mapping[int, Column]
+    ):
         self._template = template
         self._count = count
         self._free = list(free)
