@@ -7,6 +7,7 @@ from .batches import Keys, Minibatches
 from .callback import Callback, Fit, HostCallback, StepInfo
 from .history import History
 from .least_squares import LeastSquares
+from .many import Fits, starts, vary
 from .methods.lbfgsb import LBFGSB
 from .methods.levenberg_marquardt import LevenbergMarquardt
 from .methods.priors import with_priors
@@ -34,6 +35,7 @@ __all__ = [
     "Comparison",
     "Derived",
     "Fit",
+    "Fits",
     "History",
     "HostCallback",
     "Keys",
@@ -61,10 +63,12 @@ __all__ = [
     "plot_profile",
     "report",
     "schedules",
+    "starts",
     "to_inference_data",
     "trainable",
     "transforms",
     "unconstrained",
     "values",
+    "vary",
     "with_priors",
 ]

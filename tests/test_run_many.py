@@ -213,7 +213,7 @@ def test_arguments_that_cannot_be_meant_are_errors(adam):
         adam.run_many([], 5)
     with pytest.raises(TypeError, match="sequence of states"):
         adam.run_many(states[0], 5)
-    with pytest.raises(ValueError, match="lanes must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="lanes must be a positive integer, got 0"):
         adam.run_many(states, 5, lanes=0)
     with pytest.raises(TypeError, match="lanes must be an integer"):
         adam.run_many(states, 5, lanes=2.0)

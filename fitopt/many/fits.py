@@ -62,8 +62,8 @@ class Fits(Sequence[tuple[Any, History]]):
     >>> fit = OptaxOptimizer(lambda s: (s["x"] ** 2 - 1) ** 2, optax.adam(0.1))
     >>> state = {"x": Parameter("x", 0.5, lower=-2, upper=2)}
     >>> fits = fit.run_many(starts(state, 8), max_steps=200)
-    >>> [(minimum.count, round(float(minimum.values["x"]), 3)) for minimum in fits.minima()]
-    [(5, 1.0), (3, -1.0)]
+    >>> sorted((round(float(minimum.values["x"]), 3), minimum.count) for minimum in fits.minima())
+    [(-1.0, 3), (1.0, 5)]
     """
 
     def __init__(

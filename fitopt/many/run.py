@@ -16,6 +16,7 @@ from ..engine.fitter import is_traced
 from ..engine.interruption import interruptible
 from ..engine.pace import Pace
 from ..engine.validation import check_max_steps
+from ..optimizers.arguments import whole
 from .collector import Collector
 from .fits import Fits
 from .lanes import AXIS, LaneProgram, Lanes, Order, Page, Queue, compiled
@@ -210,11 +211,7 @@ def _width(lanes: Any, count: int, devices: Sequence[Any]) -> int:
     """How many lanes each device has."""
     if lanes is None:
         lanes = (_LANES if devices[0].platform == "cpu" else _LANES_OF_GPU) * len(devices)
-    elif isinstance(lanes, bool) or not isinstance(lanes, int):
-        raise TypeError(f"lanes must be an integer, got {lanes!r}")
-    elif lanes < 1:
-        raise ValueError(f"lanes must be at least 1, got {lanes}")
-    return -(-min(lanes, count) // len(devices))
+    return -(-min(whole("lanes", lanes), count) // len(devices))
 
 
 def _check_devices(devices: Any) -> list[Any]:
