@@ -21,6 +21,8 @@ from .plotting import (
     plot_history,
     plot_parameters,
     plot_profile,
+    plot_starts,
+    plot_waterfall,
 )
 from .reporting import Comparison, Report, compare, report
 from .state import combine, partition, unconstrained, values
@@ -61,6 +63,8 @@ __all__ = [
     "plot_history",
     "plot_parameters",
     "plot_profile",
+    "plot_starts",
+    "plot_waterfall",
     "report",
     "schedules",
     "starts",

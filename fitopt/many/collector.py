@@ -14,9 +14,10 @@ from ..engine.validation import bad_start
 from ..methods.method import StopReason
 from ..parameter.specification import called, check_value
 from ..state import ParameterVector
-from .fits import Fits, Table
+from .fits import Fits
 from .lanes import VACANT, Output, Records, Result
 from .states import States
+from .table import Table
 
 
 class Collector:

@@ -1,5 +1,7 @@
 """`Fits`: what many fits have left behind."""
 
+import functools
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
@@ -11,7 +13,9 @@ from jaxtyping import Bool, Float, Int, PyTree
 from ..callback import Callback
 from ..history import History
 from ..state import ParameterVector
+from . import storage
 from .states import States
+from .table import Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -24,25 +28,6 @@ class Minimum(NamedTuple):
     count: int  # of the fits
     values: dict[str, Any]  # of the free Parameters, of the fit with the least loss
     fits: Int[np.ndarray, " count"]  # their numbers, by loss
-
-
-class Table(NamedTuple):
-    """How fits have ended: arrays with a leading axis of fits."""
-
-    values: list[np.ndarray]
-    final_loss: Float[np.ndarray, " fits"]
-    n_steps: Int[np.ndarray, " fits"]
-    best_loss: Float[np.ndarray, " fits"]
-    best_step: Int[np.ndarray, " fits"]
-    converged: Bool[np.ndarray, " fits"]
-    elapsed: Float[np.ndarray, " fits"]  # seconds
-    stop_reason: list[str]
-
-    def select(self, numbers: Any) -> "Table":
-        """The rows of some fits."""
-        rest = [getattr(self, name)[numbers] for name in self._fields[1:-1]]
-        reasons = [self.stop_reason[i] for i in np.arange(len(self.stop_reason))[numbers]]
-        return Table([x[numbers] for x in self.values], *rest, reasons)
 
 
 class Fits(Sequence[tuple[Any, History]]):
@@ -145,8 +130,8 @@ class Fits(Sequence[tuple[Any, History]]):
         """The distinct minima, the least loss first.
 
         Fits belong together if each element differs by at most `rtol` of its size from that of the fit
-        with the least loss; its size is at least the median over all fits. Fits that have not
-        converged count too, if their loss is finite.
+        with the least loss; its size is at least its median over all starts, and over all ends. Fits
+        that have not converged count too, if their loss is finite.
 
         **Raises:** `ValueError` unless `rtol` is a number above 0.
         """
@@ -154,10 +139,7 @@ class Fits(Sequence[tuple[Any, History]]):
             raise ValueError(f"rtol must be a number above 0, got {rtol!r}")
         order = self._order()
         order = order[np.isfinite(self.final_loss[order])]
-        ends, starts = (
-            self._elements(self._table.values),
-            self._elements(self._states.starts(slice(None))),
-        )
+        starts, ends = self.elements()
         sizes = [np.nanmedian(np.abs(x), axis=0) for x in (ends[order], starts) if len(order)]
         found = []
         while len(order):
@@ -177,14 +159,28 @@ class Fits(Sequence[tuple[Any, History]]):
         loss = self.final_loss
         return np.argsort(np.where(np.isfinite(loss), loss, np.inf), kind="stable")
 
+    @functools.cached_property
     def _vector(self) -> ParameterVector:
         template = self._states.template
         return ParameterVector.of(template.layout, template.free)
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the elements: the real numbers that were fitted."""
+        return self._vector.labels
+
+    def select_labels(self, names: Sequence[str] | None) -> Sequence[str]:
+        """The names of some elements; that of a Parameter stands for all of its elements."""
+        return self.labels if names is None else self._vector.select(names)
+
+    def elements(self) -> tuple[Float[np.ndarray, "fits elements"], Float[np.ndarray, "fits elements"]]:
+        """All fitted numbers, where fits began and where they ended."""
+        return self._elements(self._states.starts(slice(None))), self._elements(self._table.values)
+
     def _elements(self, values: Sequence[Any]) -> Float[np.ndarray, "fits elements"]:
         """The fitted real numbers, side by side."""
         parts = []
-        for block, value in zip(self._vector().blocks, values, strict=True):
+        for block, value in zip(self._vector.blocks, values, strict=True):
             array = np.asarray(value).reshape(len(self), -1)
             reals = [np.real(array), np.imag(array)] if block.is_complex else [array]
             parts.append(np.concatenate(reals, axis=1).astype(float)[:, block.fitted])
@@ -202,10 +198,7 @@ class Fits(Sequence[tuple[Any, History]]):
             import pandas
         except ImportError as error:
             raise ImportError('to_dataframe needs pandas: pip install "fitopt[pandas]"') from error
-        labels = self._vector().labels
-        ends, starts = (
-            self._elements(x) for x in (self._table.values, self._states.starts(slice(None)))
-        )
+        labels, (starts, ends) = self.labels, self.elements()
         columns = {
             "final_loss": self.final_loss,
             "n_steps": self.n_steps,
@@ -215,6 +208,30 @@ class Fits(Sequence[tuple[Any, History]]):
             **{f"start/{label}": x for label, x in zip(labels, starts.T, strict=True)},
         }
         return pandas.DataFrame(columns, pandas.RangeIndex(len(self), name="fit"))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write all numbers, sentences and records to one `.npz` file, without pickle.
+
+        The fixed part of the states is not in it: of many data sets that may be much.
+
+        **Raises:** `TypeError` for records that are no arrays; `OSError`.
+        """
+        storage.save(path, self._states, self._table, self._records, self._every)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], states: Sequence[Any] | None = None) -> "Fits":
+        """The fits that `save` has written to a file.
+
+        **Arguments:**
+
+        - `path`: of the file.
+        - `states`: those that were handed to `run_many`. Without them the state of `fits[i]` is a dict
+            of its free Parameters by name, without what is fixed and without transforms.
+
+        **Raises:** `ValueError` if the file is another one, damaged, or of other states.
+        """
+        states, table, records, every = storage.load(path, states)
+        return cls(states, table, records, every)
 
     def __len__(self) -> int:
         return len(self._table.stop_reason)

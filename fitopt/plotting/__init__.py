@@ -7,6 +7,7 @@ of the user.
 from .corners import plot_corner
 from .fits import plot_fit
 from .histories import plot_history, plot_parameters
+from .many import plot_starts, plot_waterfall
 from .uncertainties import plot_contour, plot_correlation, plot_profile
 
 __all__ = [
@@ -17,4 +18,6 @@ __all__ = [
     "plot_history",
     "plot_parameters",
     "plot_profile",
+    "plot_starts",
+    "plot_waterfall",
 ]
