@@ -4,7 +4,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from .methods.robust import LOSSES, RobustLoss
 from .parameter.complex_numbers import to_real
 
 if TYPE_CHECKING:
+    from .uncertainty.many import Uncertainties
     from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
@@ -174,12 +175,17 @@ class LeastSquares(Fitter):
         means = Means(self._problem, self._callbacks, self._many)
         return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
 
-    def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty":
+    @overload
+    def uncertainty(self, state: Fits, *, mode: str | None = None) -> "Uncertainties": ...
+    @overload
+    def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty": ...
+    def uncertainty(self, state: PyTree, *, mode: str | None = None) -> "Uncertainty | Uncertainties":
         """Standard errors and correlations of a fitted state, from the Jacobian of the residuals.
 
         **Arguments:**
 
-        - `state`: what `run` has returned. The sum of squares must be at its minimum there.
+        - `state`: what `run` has returned. The sum of squares must be at its minimum there. Or all that
+            `run_many` has returned, whose derivatives are computed in one program.
         - `mode`: how the Jacobian is computed, as for `run`.
 
         The covariance is (JᵀJ)⁻¹, brought to the user's units; unless `absolute_sigma`, it is multiplied
@@ -191,19 +197,22 @@ class LeastSquares(Fitter):
 
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`.
         """
-        from .uncertainty import estimation
+        from .uncertainty import estimation, many
 
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
-        return estimation.of_residuals(
+        one = functools.partial(
+            estimation.of_residuals,
             self._derivatives,
             self._problem.evaluate,
             self._weighted,
             *self._robust,
             self._sigma,
             self._absolute_sigma,
-            state,
             mode,
+        )
+        return (
+            many.of_fits(self._derivatives, one, mode, state) if isinstance(state, Fits) else one(state)
         )
 
 

@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import optax
@@ -21,6 +21,7 @@ from .methods.optimistix_method import OptimistixMethod, is_minimiser
 from .methods.priors import explained_by_priors
 
 if TYPE_CHECKING:
+    from .uncertainty.many import Uncertainties
     from .uncertainty.result import Uncertainty
 
 State = TypeVar("State", bound=PyTree)
@@ -182,6 +183,11 @@ class OptaxOptimizer(Fitter):
         means = Means(self._problem, self._callbacks, self._many)
         return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
 
+    @overload
+    def uncertainty(
+        self, state: Fits, *, errordef: float = 0.5, parameters: None = None, mode: str | None = None
+    ) -> "Uncertainties": ...
+    @overload
     def uncertainty(
         self,
         state: PyTree,
@@ -189,12 +195,21 @@ class OptaxOptimizer(Fitter):
         errordef: float = 0.5,
         parameters: Sequence[str] | None = None,
         mode: str | None = None,
-    ) -> "Uncertainty":
+    ) -> "Uncertainty": ...
+    def uncertainty(
+        self,
+        state: PyTree,
+        *,
+        errordef: float = 0.5,
+        parameters: Sequence[str] | None = None,
+        mode: str | None = None,
+    ) -> "Uncertainty | Uncertainties":
         """Standard errors and correlations of a fitted state, from the Hessian of the loss.
 
         **Arguments:**
 
-        - `state`: what `run` has returned. The loss must be at its minimum there.
+        - `state`: what `run` has returned. The loss must be at its minimum there. Or all that `run_many`
+            has returned, whose derivatives are computed in one program.
         - `errordef`: by how much the loss rises at one standard error: 0.5 for a negative
             log-likelihood, 1 for a sum of squares in units of the variance, as in iminuit.
         - `parameters`: names of Parameters, or of their entries: compute the errors of these alone, and
@@ -213,18 +228,23 @@ class OptaxOptimizer(Fitter):
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`;
         `KeyError` for unknown `parameters`.
         """
-        from .uncertainty import estimation
+        from .uncertainty import estimation, many
 
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         if not (np.ndim(errordef) == 0 and 0 < errordef < np.inf):
             raise ValueError(f"errordef must be a positive number, got {errordef!r}")
-        given = self._derivatives, self._problem.evaluate, float(errordef), state, mode
-        if parameters is None:
-            return estimation.of_loss(*given)
-        from .uncertainty import matrix_free
+        given = self._derivatives, self._problem.evaluate, float(errordef)
+        if parameters is not None and isinstance(state, Fits):
+            raise TypeError("parameters cannot be chosen for many fits at once")
+        if parameters is not None:
+            from .uncertainty import matrix_free
 
-        return matrix_free.of_some(*given, parameters)
+            return matrix_free.of_some(*given, state, mode, parameters)
+        one = functools.partial(estimation.of_loss, *given, mode)
+        return (
+            many.of_fits(self._derivatives, one, mode, state) if isinstance(state, Fits) else one(state)
+        )
 
 
 def _evaluate(loss: Callable[..., Any], has_aux: bool, state: Any, *batch: Any) -> tuple[Array, Any]:

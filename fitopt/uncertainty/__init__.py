@@ -1,6 +1,7 @@
 """Standard errors, correlations, intervals, predictions and samples of a fit."""
 
 from .contour import Contour
+from .many import Uncertainties
 from .named_matrix import NamedMatrix
 from .posterior import log_density, to_inference_data
 from .prediction import Prediction
@@ -15,6 +16,7 @@ __all__ = [
     "Prediction",
     "Profile",
     "Samples",
+    "Uncertainties",
     "Uncertainty",
     "log_density",
     "to_inference_data",

@@ -51,17 +51,20 @@ def of_residuals(
     f_scale: float,
     sigma: Any,
     absolute_sigma: bool,
-    state: Any,
     mode: str | None,
+    state: Any,
+    derivatives: Any = None,
 ) -> Uncertainty:
     """The `Uncertainty` of a least-squares fit; `cache` keeps what is compiled.
 
-    `evaluate` gives the residuals that are squared, `weighted` those before a robust loss is applied.
+    `evaluate` gives the residuals that are squared, `weighted` those before a robust loss is applied;
+    `derivatives` what the program of the `Root` gives at the state, where that is known.
     """
     flat = flat_of(state)
 
     def information_at(free: list[Any]) -> Information:
-        root = jax.device_get(programs.information(free, flat.fixed))
+        is_known = derivatives is not None and free is flat.free
+        root = derivatives if is_known else jax.device_get(programs.information(free, flat.fixed))
         return Information(root.triangle.astype(float), True, *root[1:])
 
     def unit_of(information: Information, fitted: int) -> float:
@@ -107,10 +110,14 @@ def of_loss(
     cache: dict[Any, Any],
     evaluate: Callable[[Any], tuple[Any, Any]],
     errordef: float,
-    state: Any,
     mode: str | None,
+    state: Any,
+    derivatives: Any = None,
 ) -> Uncertainty:
-    """The `Uncertainty` of a fit of a scalar loss; `cache` keeps what is compiled."""
+    """The `Uncertainty` of a fit of a scalar loss; `cache` keeps what is compiled.
+
+    `derivatives` are what the program of the `Hessian` gives at the state, where that is known.
+    """
     flat = flat_of(state)
 
     def make_programs(vector: ParameterVector) -> Programs:
@@ -126,7 +133,8 @@ def of_loss(
         return _programs(vector, flat, program, refit, works[1], notes)
 
     def information_at(free: list[Any]) -> Information:
-        hessian = jax.device_get(programs.information(free, flat.fixed))
+        is_known = derivatives is not None and free is flat.free
+        hessian = derivatives if is_known else jax.device_get(programs.information(free, flat.fixed))
         return Information(hessian.matrix.astype(float), False, *hessian[1:], residuals=None)
 
     programs = _kept(cache, flat, mode, make_programs)
