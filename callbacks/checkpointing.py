@@ -6,12 +6,12 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fitopt.callback import Fit, HostCallback
+from fitopt.callback import Fit, HostCallback, RunningFits
 from fitopt.engine.resume import contents_of
 from fitopt.optimizers.arguments import path, real, whole
 from fitopt.storage import checkpoint
@@ -26,6 +26,9 @@ class Checkpoint(HostCallback):
     the fit goes on, and of the history only what is new: checkpoints share the files of series, in
     `history/`.
 
+    Of `run_many` it keeps the fits that have ended, and where those under way stand, for
+    `run_many(..., resume_from=directory)`.
+
     A last one is written when the fit ends: at its last step, at Ctrl-C, when a callback raises, and at
     SIGTERM, by which batch queues announce the end and which ends the fit as Ctrl-C does (a second one
     ends the process). A disk that is full or gone does not end the fit: there is one warning, and the
@@ -34,7 +37,8 @@ class Checkpoint(HostCallback):
     **Arguments:**
 
     - `directory`: made if need be. One that holds checkpoints already is for resuming from it.
-    - `every`: write after steps 0, `every`, 2 `every`, ... instead of by the clock.
+    - `every`: write after steps 0, `every`, 2 `every`, ... instead of by the clock; of many fits at once
+        whenever so many more have ended.
     - `seconds`: without `every`, write when so much time has passed since the last one.
     - `keep`: how many of the last checkpoints are kept.
 
@@ -85,6 +89,36 @@ class Checkpoint(HostCallback):
                     yield look
             finally:
                 writer.write()
+
+    @contextlib.contextmanager
+    def open_many(self, fits: RunningFits) -> Iterator[Callable[[], None]]:
+        last, done, warned = time.monotonic(), fits.done, False
+
+        def write() -> None:
+            nonlocal last, done, warned
+            try:
+                fits.save(self.directory, self._mine)
+                self._mine = True
+            except FileExistsError:
+                raise
+            except OSError as error:
+                if not warned:
+                    _tell(self.directory, "the fits go on", error)
+                warned = True
+            last, done = time.monotonic(), fits.done
+
+        write()
+
+        def look() -> None:
+            enough = time.monotonic() - last >= self.seconds
+            if enough if self.every is None else fits.done - done >= self.every:
+                write()
+
+        try:
+            with _stopped_by_sigterm(fits):
+                yield look
+        finally:
+            write()
 
 
 class _Writer:
@@ -156,20 +190,21 @@ class _Writer:
             yield
         except Exception as error:
             if not self.warned:
-                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                warnings.warn(
-                    f"Checkpoint: could not write to {self.directory}, the fit goes on ({reason})",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+                _tell(self.directory, "the fit goes on", error)
             self.warned = True
             with contextlib.suppress(Exception):
                 self.manager.close()
             self.manager = None
 
 
+def _tell(directory: Path, consequence: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    message = f"Checkpoint: could not write to {directory}, {consequence} ({reason})"
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
 @contextlib.contextmanager
-def _stopped_by_sigterm(fit: Fit) -> Iterator[None]:
+def _stopped_by_sigterm(fit: Fit | RunningFits) -> Iterator[None]:
     """Let SIGTERM request the fit's end; only in the main thread, and where nobody else handles it."""
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

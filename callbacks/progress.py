@@ -2,10 +2,10 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from fitopt.callback import Fit, HostCallback
+from fitopt.callback import Fit, HostCallback, RunningFits
 
 from .printing import check_logger
 
@@ -13,7 +13,8 @@ from .printing import check_logger
 class ProgressBar(HostCallback):
     """A tqdm bar with rate, loss and the time left; in a notebook it is a widget.
 
-    It is redrawn after every chunk, some times a second.
+    It is redrawn after every chunk, some times a second. Of many fits at once it counts those that have
+    ended.
 
     **Arguments:**
 
@@ -44,12 +45,8 @@ class ProgressBar(HostCallback):
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
-        if self.logger is None:
-            from tqdm.auto import tqdm  # it takes as long to import as all of fitopt
-        else:
-            from tqdm.std import tqdm
         first = len(fit.history["loss"])
-        with tqdm(**{"total": fit.max_steps, "initial": first, "unit": "step", **self.options}) as bar:
+        with self._bar(total=fit.max_steps, initial=first, unit="step") as bar:
 
             def show(step: int, loss: Any) -> None:
                 if bar.n == first:
@@ -61,6 +58,24 @@ class ProgressBar(HostCallback):
             # The bar ends complete, also where the fit has stopped early.
             bar.total = bar.n = fit.history["n_steps"]
             bar.set_postfix_str(f"loss {fit.history['final_loss']:.6g}", refresh=False)
+
+    @contextlib.contextmanager
+    def open_many(self, fits: RunningFits) -> Iterator[Callable[[], None]]:
+        with self._bar(total=fits.total, initial=fits.done, unit="fit") as bar:
+
+            def show() -> None:
+                bar.set_postfix_str(f"best loss {fits.best_loss:.6g}", refresh=False)
+                bar.update(fits.done - bar.n)
+
+            yield show
+            show()
+
+    def _bar(self, **options: Any) -> Any:
+        if self.logger is None:
+            from tqdm.auto import tqdm  # it takes as long to import as all of fitopt
+        else:
+            from tqdm.std import tqdm
+        return tqdm(**{**options, **self.options})
 
 
 class _Lines:

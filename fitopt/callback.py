@@ -11,6 +11,7 @@ that is called after a step; a `HostCallback` is one that has something to open 
 import abc
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -164,6 +165,33 @@ class Fit(abc.ABC):
         """End the fit when the current chunk is over; may be called from anywhere and at any time."""
 
 
+class RunningFits(abc.ABC):
+    """Many fits under way, as host callbacks see them."""
+
+    total: int  # of this process
+
+    @property
+    @abc.abstractmethod
+    def done(self) -> int:
+        """How many have ended."""
+
+    @property
+    @abc.abstractmethod
+    def best_loss(self) -> float:
+        """The least final loss so far; NaN before the first one."""
+
+    @abc.abstractmethod
+    def save(self, directory: Path, may_replace: bool = False) -> None:
+        """Write what has changed since the last time to a directory, from which `run_many` can go on.
+
+        **Raises:** `FileExistsError` if other fits have written there, unless one may replace them.
+        """
+
+    @abc.abstractmethod
+    def stop(self, reason: str) -> None:
+        """End all fits where they are; may be called from anywhere and at any time."""
+
+
 HostFunction = Callable[[int, PyTree, PyTree, History, Any, Any, PyTree], Any]
 
 
@@ -187,6 +215,18 @@ class HostCallback:
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:
         raise TypeError(f"{type(self).__name__} does not say what to do: override open")
+        yield
+
+    @contextlib.contextmanager
+    def open_many(self, fits: RunningFits) -> Iterator[Callable[[], None]]:
+        """The same for many fits at once: the function is called some times a second.
+
+        A callback that looks at single steps has none.
+        """
+        raise TypeError(
+            f"callback {label(self)} looks at one fit after each of its steps, which run_many cannot "
+            "offer; use traced callbacks (fitopt.Callback) there"
+        )
         yield
 
     def due(self, step: int) -> int | None:

@@ -156,6 +156,7 @@ class LeastSquares(Fitter):
         lanes: int | None = None,
         devices: Sequence[Any] | None = None,
         record: bool = False,
+        resume_from: str | os.PathLike[str] | None = None,
     ) -> Fits:
         """Fit many states at once, each as `run` does; see `fitopt.OptaxOptimizer.run_many`.
 
@@ -163,7 +164,7 @@ class LeastSquares(Fitter):
 
         - `states`: a sequence of states of one structure and shapes.
         - `max_steps`, `mode`: of each fit, as for `run`.
-        - `lanes`, `devices`, `record`: as for `OptaxOptimizer.run_many`.
+        - `lanes`, `devices`, `record`, `resume_from`: as for `OptaxOptimizer.run_many`.
 
         **Returns:** `fitopt.Fits`.
 
@@ -173,7 +174,8 @@ class LeastSquares(Fitter):
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         means = Means(self._problem, self._callbacks, self._many)
-        return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
+        options = Options(max_steps, mode, lanes, devices, record, resume_from)
+        return run_many(means, states, options)
 
     @overload
     def uncertainty(self, state: Fits, *, mode: str | None = None) -> "Uncertainties": ...

@@ -154,6 +154,7 @@ class OptaxOptimizer(Fitter):
         lanes: int | None = None,
         devices: Sequence[Any] | None = None,
         record: bool = False,
+        resume_from: str | os.PathLike[str] | None = None,
     ) -> Fits:
         """Fit many states at once, each as `run` does.
 
@@ -168,6 +169,8 @@ class OptaxOptimizer(Fitter):
         - `lanes`: how many advance side by side; by default as many as suit the devices.
         - `devices`: over which lanes are spread; by default all that this process has.
         - `record`: whether histories keep the loss of each step, and what callbacks record.
+        - `resume_from`: a directory into which `fitopt.callbacks.Checkpoint` has written: fits that have
+            ended are not made again, and with as many lanes those under way go on, bit for bit.
 
         **Returns:** `fitopt.Fits`. A fit that cannot begin, since its loss is not finite or a value
         outside its bounds, is one of them, with a loss that is NaN and its reason. Ctrl-C returns what
@@ -181,7 +184,8 @@ class OptaxOptimizer(Fitter):
         if max_steps is None:
             max_steps = MOST_STEPS if self._ends_by_itself else 1
         means = Means(self._problem, self._callbacks, self._many)
-        return run_many(means, states, Options(max_steps, mode, lanes, devices, record))
+        options = Options(max_steps, mode, lanes, devices, record, resume_from)
+        return run_many(means, states, options)
 
     @overload
     def uncertainty(

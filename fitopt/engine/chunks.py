@@ -144,7 +144,7 @@ class Chunks:
         def describe() -> tuple[Description, Description]:
             if programs not in known:
                 state = resume.describe_state(programs.loop.layout, constants)
-                known[programs] = state, resume.describe_method(programs, constants)
+                known[programs] = state, resume.describe_method(programs.loop, constants)
             return known[programs]
 
         leaves = None if carry is None else jax.tree.leaves(snapshot.restore(carry))

@@ -21,7 +21,7 @@ from .history_writer import cut
 from .validation import depth_in_package
 
 if TYPE_CHECKING:
-    from .compiled import Programs
+    from .compiled import Loop, Programs
 
 
 _PROGRAM = "one step"  # in the description of a method: a checksum of what a step computes
@@ -142,12 +142,11 @@ def _array(x: Any) -> str:
     return f"{x.dtype}[{','.join(map(str, x.shape))}]"
 
 
-def describe_method(programs: "Programs", constants: Constants) -> Description:
+def describe_method(loop: "Loop", constants: Constants) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    loop = programs.loop
     carry = jax.eval_shape(loop.begin, constants)
     parts = [("optimizer", carry.stepper)]
-    for callback, part in zip(programs.loop.problem.callbacks, carry.callbacks, strict=True):
+    for callback, part in zip(loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
     described: Description = {}
     for number, (name, part) in enumerate(parts):
@@ -164,20 +163,24 @@ def describe_method(programs: "Programs", constants: Constants) -> Description:
 def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> None:
     """Raise `ValueError`, which says what differs, unless a point belongs to such a state."""
     there, _ = point.describe()
-    _check("another state", there, describe_state(layout, constants))
+    check_alike("another state", there, describe_state(layout, constants))
 
 
 def check_method(point: ResumePoint, programs: "Programs", constants: Constants) -> None:
     """Raise `ValueError`, which says what differs, unless a point has such a carry."""
-    (_, there), here = point.describe(), describe_method(programs, constants)
-    programs_differ = there.get(_PROGRAM) != here[_PROGRAM]
-    there, here = ({k: x for k, x in parts.items() if k != _PROGRAM} for parts in (there, here))
+    there = point.describe()[1]
     advice = (
         f". To go on otherwise, resume as it was with max_steps={point.steps}, and give the state that "
         "this returns to a new run"
     )
-    _check("another optimizer or other callbacks", there, here, advice)
-    if programs_differ:
+    compare_methods(there, describe_method(programs.loop, constants), advice)
+
+
+def compare_methods(there: Description, here: Description, advice: str = "") -> None:
+    """Raise `ValueError` where methods have other carries; warn where only what they compute differs."""
+    parts = ({k: x for k, x in method.items() if k != _PROGRAM} for method in (there, here))
+    check_alike("another optimizer or other callbacks", *parts, advice)
+    if there.get(_PROGRAM) != here[_PROGRAM]:
         _warn(
             "resume_from: the loss, the optimizer's settings (such as its learning rate) or those of a "
             "callback are not those with which the fit began; going on with the new ones, but for what "
@@ -185,7 +188,8 @@ def check_method(point: ResumePoint, programs: "Programs", constants: Constants)
         )
 
 
-def _check(kind: str, there: Description, here: Description, advice: str = "") -> None:
+def check_alike(kind: str, there: Description, here: Description, advice: str = "") -> None:
+    """Raise `ValueError`, which says what differs, unless two descriptions are the same."""
     found = [f"{name} is {x} there, {y} here" for name, x, y in differences(there, here)]
     if found:
         shown = "; ".join(found[:10]) + ("; ..." if len(found) > 10 else "")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int, PyTree
 
 from ..callback import own_methods
 from ..engine import stop_reasons
@@ -32,15 +33,20 @@ class Collector:
         self._vector = ParameterVector.of(template.layout, template.free)
         own = loop.problem.method.stop_reasons(template.free)
         self._stoppers = stop_reasons.of_stoppers(self._traced, own)
-        self._began = time.perf_counter()
+        self.began = time.perf_counter()
         self._told: dict[tuple[int, int], StopReason] = {}
         self._table: Table | None = None
         self._carries: Any = None  # of callbacks that want them at the end
         self._series: list[tuple[str, ...]] = [() for _ in self._traced]  # what each records
-        self._pieces: dict[int, list[Any]] = {}  # of records, by fit
+        self.pieces: dict[int, list[Any]] = {}  # of records, by fit that is under way
         self._records: dict[int, dict[str, Any]] = {}
         self.done = np.zeros(count, bool)
         self.interrupted: str | None = None  # why fits are ended early, if they are
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the fits began."""
+        return time.perf_counter() - self.began
 
     # What calls bring.
 
@@ -56,10 +62,7 @@ class Collector:
 
     def take_results(self, results: Result) -> None:
         """Take results, as arrays with a leading axis."""
-        if self._table is None:
-            self._make_room(results)
-        table, numbers = self._table, results.fit
-        assert table is not None
+        table, numbers = self._room(results.values, results.loss, results.callbacks), results.fit
         unmoved = results.steps == 0
         starts = self._states.starts(numbers)
         for column, values, start in zip(table.values, results.values, starts, strict=True):
@@ -69,23 +72,58 @@ class Collector:
         table.n_steps[numbers] = results.steps
         table.best_loss[numbers] = np.where(unmoved, results.loss, results.best_loss)
         table.best_step[numbers] = results.best_step
-        table.elapsed[numbers] = time.perf_counter() - self._began
+        table.elapsed[numbers] = self.elapsed
         for number, reason in zip(numbers.tolist(), self._reasons(results), strict=True):
             table.stop_reason[number], table.converged[number] = reason.sentence, reason.converged
-            if number in self._pieces:
-                self._records[number] = self._joined(self._pieces.pop(number))
+            if number in self.pieces:
+                self._records[number] = self._joined(self.pieces.pop(number))
         jax.tree.map(lambda x, new: x.__setitem__(numbers, new), self._carries, results.callbacks)
         self.done[numbers] = True
 
-    def _make_room(self, like: Result) -> None:
-        count = len(self.done)
-        empty = lambda x: np.zeros((count, *x.shape[1:]), x.dtype)
-        losses = [np.full(count, np.nan, like.loss.dtype) for _ in range(2)]
-        numbers = [np.zeros(count, int) for _ in range(2)]
-        rest = np.zeros(count, bool), np.zeros(count), [""] * count
-        values = [empty(x) for x in like.values]
-        self._table = Table(values, losses[0], numbers[0], losses[1], numbers[1], *rest)
-        self._carries = jax.tree.map(empty, like.callbacks)
+    def _room(self, values: Sequence[Any], loss: Any, carries: PyTree) -> Table:
+        """The table; at first it is made for such values, losses and carries."""
+        if self._table is None:
+            count = len(self.done)
+            empty = lambda x: np.zeros((count, *x.shape[1:]), x.dtype)
+            losses = [np.full(count, np.nan, loss.dtype) for _ in range(2)]
+            numbers = [np.zeros(count, int) for _ in range(2)]
+            rest = np.zeros(count, bool), np.zeros(count), [""] * count
+            columns = [empty(x) for x in values]
+            self._table = Table(columns, losses[0], numbers[0], losses[1], numbers[1], *rest)
+            self._carries = jax.tree.map(empty, carries)
+        return self._table
+
+    @property
+    def best_loss(self) -> float:
+        """The least final loss so far; NaN before the first one."""
+        losses = np.zeros(0) if self._table is None else self._table.final_loss[self.done]
+        return float(np.min(losses[np.isfinite(losses)], initial=np.inf)) if losses.size else np.nan
+
+    # Rows on their way to the disk, or to other processes.
+
+    def rows(self, numbers: Int[np.ndarray, " n"]) -> dict[str, Any]:
+        """All that is known of some fits that have ended."""
+        assert self._table is not None
+        return {
+            "numbers": numbers,
+            "table": self._table.select(numbers)._asdict(),
+            "carries": [x[numbers] for x in jax.tree.leaves(self._carries)],
+            "records": {n: self._records[n] for n in numbers.tolist() if n in self._records},
+        }
+
+    def put(self, rows: dict[str, Any], carries: PyTree) -> None:
+        """Take `rows` of another collector; `carries` has the structure of theirs."""
+        new, numbers = Table(**rows["table"]), rows["numbers"]
+        arrays = jax.tree.unflatten(jax.tree.structure(carries), rows["carries"])
+        table = self._room(new.values, new.final_loss, arrays)
+        pairs = zip(jax.tree.leaves(table._replace(stop_reason=[])), jax.tree.leaves(new), strict=False)
+        for column, x in pairs:
+            column[numbers] = x
+        for number, reason in zip(numbers.tolist(), new.stop_reason, strict=True):
+            table.stop_reason[number] = reason
+        jax.tree.map(lambda x, new: x.__setitem__(numbers, new), self._carries, arrays)
+        self._records |= {int(n): record for n, record in rows["records"].items()}
+        self.done[numbers] = True
 
     # Why fits have ended.
 
@@ -143,7 +181,7 @@ class Collector:
         fits, firsts = np.unique(numbers[order], return_index=True)
         for fit, first, last in zip(fits.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
             piece = jax.tree.map(lambda x, a=first, b=last: x[a:b], series)
-            self._pieces.setdefault(fit, []).append(piece)
+            self.pieces.setdefault(fit, []).append(piece)
 
     def _joined(self, pieces: Sequence[Any]) -> dict[str, Any]:
         losses, of_callbacks = jax.tree.map(lambda *x: np.concatenate(x), *pieces)

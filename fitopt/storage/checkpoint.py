@@ -87,7 +87,7 @@ def write(manager: "CheckpointManager", files: SeriesFiles, frozen: Frozen) -> N
     import orbax.checkpoint as ocp
 
     contents = frozen.contents
-    arrays, packed = npz.pack(jax.tree.map(_without_key, contents.arrays))
+    arrays, packed = npz.pack(jax.tree.map(without_key, contents.arrays))
     others, packed_others = frozen.others
     arrays |= others
     rest = {
@@ -172,7 +172,7 @@ def read(manager: "CheckpointManager", step: int) -> Contents:
     is_key = lambda x: isinstance(x, dict) and "generator" in x
     return Contents(
         step,
-        jax.tree.map(_with_key, unpacked, is_leaf=lambda x: x is None or is_key(x)),
+        jax.tree.map(with_key, unpacked, is_leaf=lambda x: x is None or is_key(x)),
         series | items,
         rest["every"],
         rest["facts"],
@@ -186,11 +186,13 @@ def _checksum(array: np.ndarray) -> int:
 # Random keys have a dtype that files don't know.
 
 
-def _without_key(x: Any) -> Any:
+def without_key(x: Any) -> Any:
+    """A leaf as files know it."""
     if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)):
         return x
     return {"key": jax.random.key_data(x), "generator": str(jax.random.key_impl(x))}
 
 
-def _with_key(x: Any) -> Any:
+def with_key(x: Any) -> Any:
+    """A leaf as it was."""
     return jax.random.wrap_key_data(x["key"], impl=x["generator"]) if isinstance(x, dict) else x
