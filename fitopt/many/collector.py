@@ -178,9 +178,9 @@ class Collector:
         order = order[numbers[order] != VACANT]
         sort = lambda x: np.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[order]
         series = jax.tree.map(sort, (records.losses, records.of_callbacks))
-        fits, firsts = np.unique(numbers[order], return_index=True)
-        for fit, first, last in zip(fits.tolist(), firsts, [*firsts[1:], len(order)], strict=True):
-            piece = jax.tree.map(lambda x, a=first, b=last: x[a:b], series)
+        fits, counts = np.unique(numbers[order], return_counts=True)
+        for fit, last, count in zip(fits.tolist(), np.cumsum(counts), counts, strict=True):
+            piece = jax.tree.map(lambda x, a=last - count, b=last: x[a:b], series)
             self.pieces.setdefault(fit, []).append(piece)
 
     def _joined(self, pieces: Sequence[Any]) -> dict[str, Any]:

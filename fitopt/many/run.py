@@ -60,13 +60,8 @@ def run_many(means: Means, states: Any, options: Options) -> Fits:
     earlier = None if directory is None else saved.read(directory)
     numbers = np.arange(len(states))
     collector = Collector(program.loop, states, max_steps)
-    feed = Feed(
-        states,
-        [numbers[d :: len(devices)] for d in range(len(devices))],
-        width,
-        program.split,
-        program.whole,
-    )
+    shares = [numbers[d :: len(devices)] for d in range(len(devices))]
+    feed = Feed(states, shares, width, program.split, program.whole)
     machine = Machine(program, feed, collector, max_steps)
     describe = lambda: saved.describe(program.loop, states, max_steps, options.record)
     running = Running(machine, collector, directory, describe)

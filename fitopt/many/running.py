@@ -70,7 +70,8 @@ class Running(RunningFits):
             self._savers[directory] = Saver(
                 directory, self.described, *(self._earlier if resumed else nothing)
             )
-        self._savers[directory].save(self._machine, self._collector)
+        if self._collector.interrupted is None:  # what is ended early is to be resumed
+            self._savers[directory].save(self._machine, self._collector)
 
     def stop(self, reason: str) -> None:
         self._requested = self._requested or reason
@@ -78,5 +79,7 @@ class Running(RunningFits):
     def end_if_asked(self) -> None:
         """End all fits, if that was requested."""
         if self._requested is not None and self._collector.interrupted is None:
+            for saver in self._savers.values():
+                saver.save(self._machine, self._collector)
             self._collector.interrupted = self._requested
             self._machine.close()
