@@ -20,7 +20,7 @@ from ..methods.method import Constants
 AXIS = "lanes"
 VACANT = -1  # in place of the number of a fit
 _MEMORY = 0.9  # of steps and ends that were before a lane was filled
-_FILLING = 4.0  # steps take as long as taking out what has ended and filling the lanes again
+_FILLING = 1.0  # steps take about as long as taking out what has ended and filling the lanes again
 
 
 class Lane(NamedTuple):
