@@ -27,7 +27,7 @@ from .plotting import (
 from .reporting import Comparison, Report, compare, report
 from .state import combine, partition, unconstrained, values
 from .stateful import Optimizer
-from .uncertainty import Uncertainty, log_density, to_inference_data
+from .uncertainty import Uncertainty, bootstrap, log_density, to_inference_data
 
 __version__ = version("fitopt")
 
@@ -50,6 +50,7 @@ __all__ = [
     "Report",
     "StepInfo",
     "Uncertainty",
+    "bootstrap",
     "callbacks",
     "combine",
     "compare",

@@ -23,6 +23,7 @@ from .methods.optimistix_method import OptimistixMethod, check_solver
 from .methods.priors import WithPriors, explained_by_priors
 from .methods.robust import LOSSES, RobustLoss
 from .parameter.complex_numbers import to_real
+from .state import flatten
 
 if TYPE_CHECKING:
     from .uncertainty.many import Uncertainties
@@ -103,6 +104,8 @@ class LeastSquares(Fitter):
         self._sigma, self._absolute_sigma = sigma, absolute_sigma
         self._weighted = functools.partial(_evaluate, residuals, has_aux, sigma, None, 1.0)
         self._robust = LOSSES[loss], f_scale
+        self._loss, self._solver = loss, solver
+        self._changed: dict[Any, LeastSquares] = {}  # by what changes the residuals
         evaluate = functools.partial(_evaluate, residuals, has_aux, sigma, LOSSES[loss], f_scale)
         super().__init__(callback, evaluate, OptimistixMethod(check_solver(solver)))
 
@@ -176,6 +179,28 @@ class LeastSquares(Fitter):
         means = Means(self._problem, self._callbacks, self._many)
         options = Options(max_steps, mode, lanes, devices, record, resume_from)
         return run_many(means, states, options)
+
+    def weighted_residuals(self, state: PyTree) -> PyTree:
+        """The residuals at a state, divided by `sigma` where there is one; complex ones as two real."""
+        flat = flatten(state)
+        plain = flat.layout.plain(flat.free, flat.fixed)
+        return self._weighted(plain)[0]
+
+    def with_residuals(self, change: Callable[[PyTree, Any], PyTree]) -> "LeastSquares":
+        """The same fit for states `(state, extra)`, of the residuals that `change` makes of these.
+
+        `change` gets the weighted residuals at `state`, and `extra`. The same function gives the same
+        `LeastSquares`, whose programs are compiled once.
+        """
+        if change not in self._changed:
+
+            def residuals(pair: Any) -> PyTree:
+                return change(self._weighted(pair[0])[0], pair[1])
+
+            solver, (_, f_scale) = self._solver, self._robust
+            changed = LeastSquares(residuals, solver, loss=self._loss, f_scale=f_scale)
+            self._changed[change] = changed
+        return self._changed[change]
 
     @overload
     def uncertainty(self, state: Fits, *, mode: str | None = None) -> "Uncertainties": ...

@@ -1,5 +1,6 @@
 """Standard errors, correlations, intervals, predictions and samples of a fit."""
 
+from .bootstrap import Bootstrap, bootstrap
 from .contour import Contour
 from .many import Uncertainties
 from .named_matrix import NamedMatrix
@@ -10,6 +11,7 @@ from .result import Uncertainty
 from .sampling import Samples
 
 __all__ = [
+    "Bootstrap",
     "Contour",
     "Interval",
     "NamedMatrix",
@@ -18,6 +20,7 @@ __all__ = [
     "Samples",
     "Uncertainties",
     "Uncertainty",
+    "bootstrap",
     "log_density",
     "to_inference_data",
 ]
