@@ -145,6 +145,8 @@ class Collector:
         if code != RUNNING:
             return stop_reasons.at_step(steps - 1, self._stoppers[code - FIRST_CALLBACK])
         if steps < self._max_steps:
+            if self.interrupted is None:
+                return StopReason("its process has died, or was stopped")
             when = f"after step {steps - 1}" if steps else "before the first step"
             return StopReason(f"{self.interrupted} {when}")
         return stop_reasons.reached(self._max_steps)
@@ -197,7 +199,8 @@ class Collector:
     def fits(self) -> Fits:
         """All of them; those that were not begun are where they would have begun."""
         table, rest = self._table, np.flatnonzero(~self.done)
-        assert table is not None  # a run ends after its first results
+        if table is None:
+            raise RuntimeError("no process has made a fit")
         if rest.size:
             for column, start in zip(table.values, self._states.starts(rest), strict=True):
                 column[rest] = start

@@ -1,13 +1,16 @@
 """`Running`: what host callbacks may ask of many fits."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from ..callback import RunningFits
 from .collector import Collector
 from .machine import Machine
+from .processes import Processes
 from .saved import Descriptions, Saved, Saver, holds_fits
 
 
@@ -18,60 +21,52 @@ class Running(RunningFits):
         self,
         machine: Machine,
         collector: Collector,
-        resumed_from: Path | None,
-        describe: Callable[[], Descriptions],
+        share: Int[np.ndarray, " share"],
+        processes: Processes,
+        described: Callable[[], Descriptions],
     ):
-        self.total = len(collector.done)
+        self.total = len(share)
         self._machine = machine
         self._collector = collector
-        self._resumed_from = resumed_from
-        self._describe = describe
-        self._described: Descriptions | None = None
+        self._share = share
+        self._processes = processes
+        self._described = functools.cache(described)
+        self._earlier: tuple[Path, int, Bool[np.ndarray, " fits"]] | None = None
         self._savers: dict[Path, Saver] = {}
-        self._earlier = 0, np.zeros(self.total, bool)  # parts that were there, and fits in them
         self._requested: str | None = None
 
     @property
     def done(self) -> int:
-        return int(np.sum(self._collector.done))
+        return int(np.sum(self._collector.done[self._share]))
 
     @property
     def best_loss(self) -> float:
         return self._collector.best_loss
 
-    @property
-    def described(self) -> Descriptions:
-        """What these fits are."""
-        if self._described is None:
-            self._described = self._describe()
-        return self._described
-
-    def take_up(self, earlier: Saved) -> None:
-        """Go on with earlier fits."""
-        earlier.check(self.described)
-        for part in earlier.parts:
-            self._collector.put(part, self._machine.finishing_carries)
+    def take_up(self, directory: Path, earlier: Saved) -> None:
+        """Go on with what this process has saved in a directory."""
+        take_ended(self._collector, self._machine, earlier, self._described())
+        self._earlier = directory, len(earlier.parts), self._collector.done.copy()
         if self._machine.restore(earlier.machine):
             self._collector.pieces.update(earlier.pieces)
         else:
             self._machine.skip(self._collector.done)
         self._collector.began -= earlier.elapsed
-        self._earlier = len(earlier.parts), self._collector.done.copy()
 
     def save(self, directory: Path, may_replace: bool = False) -> None:
-        if directory not in self._savers:
-            resumed = self._resumed_from is not None and directory == self._resumed_from
-            if holds_fits(directory) and not (may_replace or resumed):
+        own = self._processes.own_directory(directory)
+        if own not in self._savers:
+            parts, written = 0, np.zeros_like(self._collector.done)
+            if self._earlier is not None and self._earlier[0] == own:
+                _, parts, written = self._earlier
+            elif holds_fits(own) and not may_replace:
                 raise FileExistsError(
-                    f"Checkpoint: {directory} holds the checkpoints of other fits; go on with them by "
+                    f"Checkpoint: {own} holds the checkpoints of other fits; go on with them by "
                     "run_many(..., resume_from=...), or use another directory"
                 )
-            nothing = 0, np.zeros(self.total, bool)
-            self._savers[directory] = Saver(
-                directory, self.described, *(self._earlier if resumed else nothing)
-            )
+            self._savers[own] = Saver(own, self._described(), parts, written)
         if self._collector.interrupted is None:  # what is ended early is to be resumed
-            self._savers[directory].save(self._machine, self._collector)
+            self._savers[own].save(self._machine, self._collector)
 
     def stop(self, reason: str) -> None:
         self._requested = self._requested or reason
@@ -83,3 +78,10 @@ class Running(RunningFits):
                 saver.save(self._machine, self._collector)
             self._collector.interrupted = self._requested
             self._machine.close()
+
+
+def take_ended(collector: Collector, machine: Machine, earlier: Saved, described: Descriptions) -> None:
+    """Take the fits that have ended earlier, which must be such fits."""
+    earlier.check(described)
+    for part in earlier.parts:
+        collector.put(part, machine.finishing_carries)

@@ -21,6 +21,7 @@ from ..methods.method import Constants
 from ..storage import npz
 from .collector import Collector
 from .machine import Machine
+from .processes import Processes
 from .states import States
 
 _MANIFEST = "fits.npz"
@@ -103,17 +104,35 @@ def holds_fits(directory: Path) -> bool:
     return (directory / _MANIFEST).exists()
 
 
-def read(directory: Path) -> Saved | None:
-    """What there is in a directory; None, with a warning, if there is nothing."""
+class Found(NamedTuple):
+    """What there is to go on with."""
+
+    own: Saved | None  # what this process has saved
+    others: list[Saved]  # where it has saved nothing: what others have, if they were not as many
+
+
+def find(directory: Path, processes: Processes) -> Found:
+    """What there is in a directory; with a warning, if there is nothing."""
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"resume_from: {directory} is not a directory")
-    if not holds_fits(directory):
+    own = processes.own_directory(directory)
+    if holds_fits(own):
+        return Found(read(own), [])
+    others = [path for path in [directory, *directory.glob("process-*")] if holds_fits(path)]
+    if not others:
         warnings.warn(
             f"there is no checkpoint of fits in {directory}: they begin anew",
             RuntimeWarning,
             stacklevel=depth_in_package(),
         )
-        return None
+    family = f"-of-{processes.count}"
+    if processes.count > 1 and any(path.name.endswith(family) for path in others):
+        return Found(None, [])  # each of as many goes on with its own
+    return Found(None, [read(path) for path in others])
+
+
+def read(directory: Path) -> Saved:
+    """What a directory holds."""
     manifest, _ = npz.read(directory / _MANIFEST)
     parts = [npz.read(directory / _part(number))[0] for number in range(manifest["parts"])]
     described = Descriptions(*manifest["described"])

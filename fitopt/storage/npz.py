@@ -14,7 +14,7 @@ import os
 import sys
 import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -28,9 +28,15 @@ _PLAIN = (bool, int, float, str, type(None))
 
 def write(path: str | os.PathLike[str], items: dict[str, Any], every: dict[str, int]) -> None:
     """Write a history's items; the file is replaced when all of it is there."""
+    with replacing(path) as file:
+        write_to(file, items, every)
+
+
+def write_to(file: BinaryIO, items: dict[str, Any], every: dict[str, int]) -> None:
+    """Write a history's items to an open file."""
     arrays, packed = pack(items)
     structure = {"version": _VERSION, "every": every, "items": packed}
-    with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(_MEMBER, json.dumps(structure))
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -109,15 +115,20 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, int]]:
     """
     with open(path, "rb") as file:
         try:
-            with zipfile.ZipFile(file) as archive:
-                structure = json.loads(archive.read(_MEMBER))
-                if structure["version"] > _VERSION:
-                    raise ValueError("a newer release of fitopt has written it")
-                items = unpack(structure["items"], functools.partial(_read_array, archive))
-                return dict(items), dict(structure["every"])
+            return read_from(file)
         except Exception as error:  # damage raises all kinds
             name = os.fspath(path)
             raise ValueError(f"{name} is not a history, or damaged: {error}") from error
+
+
+def read_from(file: BinaryIO) -> tuple[dict[str, Any], dict[str, int]]:
+    """The same from an open file; damage raises all kinds."""
+    with zipfile.ZipFile(file) as archive:
+        structure = json.loads(archive.read(_MEMBER))
+        if structure["version"] > _VERSION:
+            raise ValueError("a newer release of fitopt has written it")
+        items = unpack(structure["items"], functools.partial(_read_array, archive))
+        return dict(items), dict(structure["every"])
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
