@@ -146,7 +146,13 @@ def test_without_a_step_states_are_evaluated(adam, solver):
 
 
 @pytest.mark.parametrize(
-    "method", [optimizers.adam(0.05), optax.lbfgs(), optax.contrib.schedule_free_sgd(0.1)]
+    "method",
+    [
+        optimizers.adam(0.05),
+        optax.lbfgs(),
+        optax.contrib.schedule_free_sgd(0.1),
+        optax.chain(optax.add_noise(0.1, 0.5, key=0), optax.sgd(0.1)),
+    ],
 )
 def test_any_optimizer_makes_the_same_steps_in_lanes(method):
     optimizer = OptaxOptimizer(loss, method)

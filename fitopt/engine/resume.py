@@ -178,8 +178,8 @@ def check_method(point: ResumePoint, programs: "Programs", constants: Constants)
 
 def compare_methods(there: Description, here: Description, advice: str = "") -> None:
     """Raise `ValueError` where methods have other carries; warn where only what they compute differs."""
-    parts = ({k: x for k, x in method.items() if k != _PROGRAM} for method in (there, here))
-    check_alike("another optimizer or other callbacks", *parts, advice)
+    carry = lambda method: {k: x for k, x in method.items() if k != _PROGRAM}
+    check_alike("another optimizer or other callbacks", carry(there), carry(here), advice)
     if there.get(_PROGRAM) != here[_PROGRAM]:
         _warn(
             "resume_from: the loss, the optimizer's settings (such as its learning rate) or those of a "

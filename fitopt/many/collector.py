@@ -62,7 +62,8 @@ class Collector:
 
     def take_results(self, results: Result) -> None:
         """Take results, as arrays with a leading axis."""
-        table, numbers = self._room(results.values, results.loss, results.callbacks), results.fit
+        table = self._room(results.values, results.loss, results.callbacks)
+        numbers = np.asarray(results.fit)
         unmoved = results.steps == 0
         starts = self._states.starts(numbers)
         for column, values, start in zip(table.values, results.values, starts, strict=True):
@@ -138,7 +139,9 @@ class Collector:
                 self._told[ended] = self._usual(*ended)
             reason = self._told[ended]
             if reason.converged and stalled[i]:
-                reason = stop_reasons.stalled(reason, self._vector.labelled(results.stalled[i]))
+                reason = stop_reasons.stalled(
+                    reason, self._vector.labelled(np.asarray(results.stalled[i]))
+                )
             yield reason
 
     def _usual(self, code: int, steps: int) -> StopReason:

@@ -17,6 +17,8 @@ from ..engine.records import records_of
 from ..engine.scanned import conclude, converging, nan_outside, select
 from ..methods.method import Constants
 
+Given = Any  # arrays of NumPy on the host, traced in programs
+
 AXIS = "lanes"
 VACANT = -1  # in place of the number of a fit
 _MEMORY = 0.9  # of steps and ends that were before a lane was filled
@@ -49,7 +51,7 @@ class Lanes(NamedTuple):
 class Page(NamedTuple):
     """Some fits that wait for a lane, with a leading axis of as many."""
 
-    fit: Int[Array, " page"]
+    fit: Int[Given, " page"]
     start: list[Array]
     fixed: list[Any]
 
@@ -57,16 +59,16 @@ class Page(NamedTuple):
 class Queue(NamedTuple):
     """How far the page of a device has come."""
 
-    next: Int[Array, ""]  # which of the page comes next
-    count: Int[Array, ""]  # how many the page has
-    more: Bool[Array, ""]  # whether another page will follow
+    next: Int[Given, ""]  # which of the page comes next
+    count: Int[Given, ""]  # how many the page has
+    more: Bool[Given, ""]  # whether another page will follow
 
 
 class Order(NamedTuple):
     """What a call is to do."""
 
-    limit: Int[Array, ""]  # of steps
-    max_steps: Int[Array, ""]  # of each fit
+    limit: Int[Given, ""]  # of steps
+    max_steps: Int[Given, ""]  # of each fit
 
 
 class Result(NamedTuple):
@@ -230,8 +232,8 @@ class LaneProgram:
     def results(self, lane: Lane, ended: Bool[Array, " lanes"], shared: list[Any]) -> Result:
         """Of all lanes, of which only those that have ended are meant."""
         loop = self.loop
-        first = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
-        vector = loop.objective(self._constants(*first, shared)).vector
+        start, fixed = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
+        vector = loop.objective(self._constants(start, fixed, shared)).vector
         stalled = jnp.zeros((ended.size, vector.can_be_flat.size), bool)
         can_stall = vector.can_be_flat.any() and not loop.problem.method.keeps_bounds
         if can_stall and any(converging(loop, lane.start)):
@@ -290,7 +292,8 @@ class LaneProgram:
             filled = ~running & (waiting < queue.count)
             chosen = jax.tree.map(lambda x: x[jnp.minimum(waiting, page.fit.size - 1)], page)
             lane = lane._replace(fit=jnp.where(running, lane.fit, VACANT))
-            lane = jax.vmap(select)(filled, begin(*chosen, shared), lane)
+            fresh = begin(chosen.fit, chosen.start, chosen.fixed, shared)
+            lane = jax.vmap(select)(filled, fresh, lane)
             taken_out, following = taken_out + count_of(ended), following + count_of(filled)
             lanes = Lanes(lane, _MEMORY * lanes.steps, _MEMORY * (lanes.ended + count_of(ended)))
             return lanes, results, taken_out, following
@@ -336,8 +339,11 @@ def _all_finite(tree: PyTree) -> Bool[Array, " leaves"]:
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         return jnp.zeros(shape, dtype)
-    key = jax.random.key_data(jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.random.wrap_key_data(jnp.zeros((*shape, *key.shape), key.dtype))
+    for generator in ("threefry2x32", "rbg", "unsafe_rbg"):
+        key = jax.random.key(0, impl=generator)
+        if key.dtype == dtype:
+            return jnp.broadcast_to(key, shape)
+    raise TypeError(f"lanes cannot hold random keys of dtype {dtype}")
 
 
 def compiled(program: LaneProgram, devices: Sequence[Any]) -> Callable[..., Output]:
@@ -357,12 +363,13 @@ def compiled(program: LaneProgram, devices: Sequence[Any]) -> Callable[..., Outp
     if len(devices) == 1:
         return jax.jit(on_one, donate_argnums=0)
     mesh, split, whole = Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS), PartitionSpec()
-    by_step = Records(*[PartitionSpec(None, AXIS)] * 3)
+    by_step = PartitionSpec(None, AXIS) if program.room else None
+    out: Any = (split, split, by_step, split)
     spread = jax.shard_map(
         on_one,
         mesh=mesh,
         in_specs=(split, split, split, whole, whole),
-        out_specs=Output(split, split, by_step if program.room else None, split),
+        out_specs=Output(*out),
         check_vma=False,
     )
     return jax.jit(spread, donate_argnums=0)

@@ -7,7 +7,7 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Int, PyTree
 
 from ..engine.resume import describe_state, differences
 from ..engine.validation import nothing_free
@@ -15,6 +15,7 @@ from ..methods.method import Constants
 from ..state import Flat, Layout, flatten, is_array, is_parameter
 
 Column = Any  # an array, or a list of arrays, with a leading axis of states
+Numbers = Sequence[int] | Int[np.ndarray, " n"] | slice
 
 
 class States(Sequence[Any]):
@@ -75,11 +76,11 @@ class States(Sequence[Any]):
         """Which of the fixed arrays are not the same in all states."""
         return tuple(self._varying)
 
-    def starts(self, numbers: Sequence[int] | slice) -> list[Any]:
+    def starts(self, numbers: Numbers) -> list[Any]:
         """The values of the free Parameters of some states, with a leading axis."""
         return [_take(column, numbers) for column in self._free]
 
-    def fixed(self, numbers: Sequence[int] | slice) -> list[Any]:
+    def fixed(self, numbers: Numbers) -> list[Any]:
         """The fixed arrays that vary, of some states."""
         return [_take(column, numbers) for column in self._varying.values()]
 
@@ -90,7 +91,7 @@ class States(Sequence[Any]):
             fixed[i] = column[number]
         return self.layout.state([jnp.asarray(x) for x in values], fixed)
 
-    def select(self, numbers: Sequence[int] | slice) -> "States":
+    def select(self, numbers: Numbers) -> "States":
         """Some of them."""
         count = len(range(self._count)[numbers]) if isinstance(numbers, slice) else len(numbers)
         varying = {i: _take(column, numbers) for i, column in self._varying.items()}
@@ -206,7 +207,7 @@ def _is_shared(column: Sequence[Any]) -> bool:
     return all(x is first for x in column)
 
 
-def _take(column: Column, numbers: Sequence[int] | slice) -> Any:
+def _take(column: Column, numbers: Numbers) -> Any:
     if not isinstance(column, list):
         return column[numbers if isinstance(numbers, slice) else np.asarray(numbers)]
     chosen = column[numbers] if isinstance(numbers, slice) else [column[i] for i in numbers]

@@ -20,6 +20,6 @@ class Table(NamedTuple):
 
     def select(self, numbers: Any) -> "Table":
         """The rows of some fits."""
-        rest = [getattr(self, name)[numbers] for name in self._fields[1:-1]]
+        chosen: dict[str, Any] = {name: getattr(self, name)[numbers] for name in self._fields[1:-1]}
         reasons = [self.stop_reason[i] for i in np.arange(len(self.stop_reason))[numbers]]
-        return Table([x[numbers] for x in self.values], *rest, reasons)
+        return Table([x[numbers] for x in self.values], **chosen, stop_reason=reasons)

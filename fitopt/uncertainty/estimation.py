@@ -63,8 +63,9 @@ def of_residuals(
     flat = flat_of(state)
 
     def information_at(free: list[Any]) -> Information:
-        is_known = derivatives is not None and free is flat.free
-        root = derivatives if is_known else jax.device_get(programs.information(free, flat.fixed))
+        root = derivatives
+        if root is None or free is not flat.free:
+            root = jax.device_get(programs.information(free, flat.fixed))
         return Information(root.triangle.astype(float), True, *root[1:])
 
     def unit_of(information: Information, fitted: int) -> float:
@@ -133,8 +134,9 @@ def of_loss(
         return _programs(vector, flat, program, refit, works[1], notes)
 
     def information_at(free: list[Any]) -> Information:
-        is_known = derivatives is not None and free is flat.free
-        hessian = derivatives if is_known else jax.device_get(programs.information(free, flat.fixed))
+        hessian = derivatives
+        if hessian is None or free is not flat.free:
+            hessian = jax.device_get(programs.information(free, flat.fixed))
         return Information(hessian.matrix.astype(float), False, *hessian[1:], residuals=None)
 
     programs = _kept(cache, flat, mode, make_programs)
