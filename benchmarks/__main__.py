@@ -15,6 +15,7 @@ from . import (
     implicit,
     large,
     least_squares,
+    many,
     memory,
     optimizers,
     peers,
@@ -33,6 +34,7 @@ GROUPS = {
     **large.GROUPS,
     **optimizers.GROUPS,
     **implicit.GROUPS,
+    **many.GROUPS,
     "memory": memory.ten_million,
     "peers": peers.compare,
 }
