@@ -108,10 +108,25 @@ def make_optimizer() -> fitopt.OptaxOptimizer:
 def fit() -> tuple[dict[str, fitopt.Parameter], fitopt.History]:
     """Find the maximum likelihood in float64; returns the fitted parameters and the history."""
     with jax.enable_x64(True):
-        state = {
-            name: fitopt.Parameter(name, value, lower=0, scale=value) for name, value in START.items()
-        }
-        return make_optimizer().run(state, max_steps=5000)
+        return make_optimizer().run(make_state(), max_steps=5000)
+
+
+def make_state() -> dict[str, fitopt.Parameter]:
+    """Where the fit begins."""
+    return {name: fitopt.Parameter(name, value, lower=0, scale=value) for name, value in START.items()}
+
+
+def fit_many(n: int) -> fitopt.Fits:
+    """The same from many starts, drawn round that of the fit, all at once."""
+    with jax.enable_x64(True):
+        return make_optimizer().run_many(fitopt.starts(make_state(), n), max_steps=5000)
+
+
+def tell_starts(fits: fitopt.Fits) -> str:
+    """How many of the starts have found the best minimum."""
+    best, *others = fits.minima()
+    found = f"{best.count} of {len(fits)} starts found the best minimum, a loss of {best.loss:.4f}"
+    return f"{found}; the next one is at {others[0].loss:.4f}" if others else found
 
 
 def report(fitted: Mapping[str, fitopt.Parameter], history: fitopt.History) -> fitopt.Report:
@@ -158,6 +173,18 @@ def plot(
     figure.savefig(path, dpi=160)
 
 
+def plot_starts(fits: fitopt.Fits, path: str | os.PathLike) -> None:
+    """Draw the losses from all starts in order, and save the picture.
+
+    **Raises:** `ModuleNotFoundError` without matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    fitopt.plot_waterfall(fits, ax=figure.subplots())
+    figure.savefig(path, dpi=160)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `fitopt`; returns its exit code."""
     parser = argparse.ArgumentParser("fitopt", description="Fit the parameters of JAX models to data.")
@@ -172,7 +199,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         default=Path(),
         metavar="DIR",
-        help="where to save lynx_hare.png; made if missing (default: the current directory)",
+        help="where to save the picture; made if missing (default: the current directory)",
+    )
+    demo.add_argument(
+        "--starts",
+        type=int,
+        default=1,
+        metavar="N",
+        help="fit from N starts, and draw lynx_hare_starts.png, their losses in order",
     )
     arguments = parser.parse_args(argv)
     if arguments.command is None:
@@ -183,12 +217,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         demo.error(f"argument --output: cannot make the directory {arguments.output}: {error.strerror}")
 
-    fitted, history = fit()
-    print(report(fitted, history))
+    if arguments.starts < 1:
+        demo.error(f"argument --starts: must be at least 1, got {arguments.starts}")
+    if arguments.starts > 1:
+        fits = fit_many(arguments.starts)
+        print(fits, tell_starts(fits), sep="\n")
+        name, draw = "lynx_hare_starts.png", functools.partial(plot_starts, fits)
+    else:
+        fitted, history = fit()
+        print(report(fitted, history))
+        name, draw = "lynx_hare.png", functools.partial(plot, fitted, history)
     if not arguments.no_plot:
-        picture = arguments.output / "lynx_hare.png"
+        picture = arguments.output / name
         try:
-            plot(fitted, history, picture)
+            draw(picture)
         except ModuleNotFoundError as error:
             if not (error.name or "").startswith("matplotlib"):
                 raise
