@@ -225,7 +225,7 @@ class LaneProgram:
     def stalled(self, lane: Lane, shared: list[Any]) -> Bool[Array, " elements"]:
         """Which elements a bound holds."""
         constants = self._constants(lane.start, lane.fixed, shared)
-        return self.loop.falls_inside(snapshot.take(lane.carry), constants)
+        return self.loop.falls_inside(snapshot.take(lane.carry), constants, lane.steps)
 
     # All lanes.
 
@@ -233,7 +233,7 @@ class LaneProgram:
         """Of all lanes, of which only those that have ended are meant."""
         loop = self.loop
         start, fixed = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
-        vector = loop.objective(self._constants(start, fixed, shared)).vector
+        vector = loop.bind(self._constants(start, fixed, shared))[0].vector
         stalled = jnp.zeros((ended.size, vector.can_be_flat.size), bool)
         can_stall = vector.can_be_flat.any() and not loop.problem.method.keeps_bounds
         if can_stall and any(converging(loop, lane.start)):

@@ -28,7 +28,7 @@ class Compiled:
         self.loop = program.loop
         self.room = program.room
         self.devices = devices
-        self.pace: dict[Any, float] = {}
+        self.pace: dict[Any, tuple[float, float]] = {}
         self.advance = compiled(program, devices)
         self._program = program
         self._blanks: dict[Any, Any] = {}
