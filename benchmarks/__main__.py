@@ -9,6 +9,7 @@ import time
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from . import (
+    batches,
     bounds,
     callbacks,
     engine,
@@ -35,6 +36,7 @@ GROUPS = {
     **optimizers.GROUPS,
     **implicit.GROUPS,
     **many.GROUPS,
+    **batches.GROUPS,
     "memory": memory.ten_million,
     "peers": peers.compare,
 }
