@@ -480,6 +480,18 @@ def test_optimizers_of_single_examples_get_the_gradient_of_each(line):
         params = optax.apply_updates(params, updates)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_fit_of_a_module_can_be_kept_in_checkpoints(tmp_path):
+    state = fitopt.trainable(eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0)))  # its activation is no array
+    x = jnp.linspace(-1.0, 1.0, 16)[:, None]
+    loss = lambda model, batch: jnp.mean((jax.vmap(model)(batch) - batch**2) ** 2)
+    optimizer = OptaxOptimizer(loss, optax.adam(0.05), Checkpoint(tmp_path, every=5))
+    optimizer.run(state, 7, batches=Minibatches(x, 8))
+    _, history = optimizer.run(state, 12, batches=Minibatches(x, 8), resume_from=tmp_path)
+    _, straight = OptaxOptimizer(loss, optax.adam(0.05)).run(state, 12, batches=Minibatches(x, 8))
+    np.testing.assert_array_equal(history["loss"], straight["loss"])
+
+
 def test_a_module_becomes_trainable():
     model = eqx.nn.MLP(1, 1, 4, 1, key=jax.random.key(0))
     state = fitopt.trainable(model)

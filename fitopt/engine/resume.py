@@ -154,7 +154,12 @@ def describe_method(loop: "Loop", constants: Constants) -> Description:
             name = f"{name} (callback {number - 1})"
         for path, leaf in jax.tree.leaves_with_path(part):
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
-    step = lambda carry, constants: loop.step(*loop.bind(constants), carry, jax.numpy.zeros((), int))
+
+    def step(carry: Any, constants: Constants) -> Any:
+        bound = loop.bind(constants)
+        after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), int))
+        return after, info._replace(state=None), loss, code  # the state may hold what is no array
+
     program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
     described |= describe(constants.batches)
     return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
