@@ -37,7 +37,7 @@ class LevenbergMarquardtState(eqx.Module):
     """What goes from one step to the next: few arrays, as each one costs a short fit time."""
 
     y_eval: PyTree  # the point to try
-    expected: Float[Array, " 9"]  # there: an `Expectation`
+    expected: Float[Array, " 10"]  # there: an `Expectation`
     reduced: Float[Array, "k n+1"]  # Jacobian and residuals at the best point so far: `_reduced`
     aux: PyTree  # there
     scale: Float[Array, " n"]  # of parameters: the largest effect that each has had
@@ -197,10 +197,11 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         known, values = lax.stop_gradient((reduced, point))
         effects, size = lengths(known[:, :-1]), jnp.sqrt(squares(known[:, -1]))
         scale = jnp.maximum(state.scale, effects)
-        longest = self.first_radius * (size + jnp.sqrt(squares(scale * values)))
+        reach = jnp.where(first, jnp.sqrt(squares(scale * values)), expected.reach)
         radius = next_radius(expected, better, gain, lax.stop_gradient(loss - before))
-        radius = jnp.where(first, longest, radius)
-        trial, proposed, steep = self._propose(point, reduced, effects, scale, radius, bounds, waiting)
+        radius = jnp.where(first, self.first_radius * (size + reach), radius)
+        last = expected._replace(radius=radius, reach=reach)
+        trial, proposed, steep = self._propose(point, reduced, effects, scale, last, bounds, waiting)
         # Does no step help any more? Rounding explains it where the gradient promises no more than that.
         rests = jnp.all(trial == point) & ~jnp.any(waiting)
         vain = ~better & (expected.undamped > 0) & ~visible
@@ -225,11 +226,14 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         reduced: Float[Array, "k n+1"],
         effects: Float[Array, " n"],
         scale: Float[Array, " n"],
-        radius: Float[Array, ""],
+        last: Expectation,
         bounds: tuple[Array | None, Array | None],
         waiting: Bool[Array, " n"],
     ) -> tuple[Float[Array, " n"], Expectation, Bool[Array, ""]]:
-        """The next point to try, what should come of it, and whether a parameter alone promises more."""
+        """The next point to try, what should come of it, and whether a parameter alone promises more.
+
+        `last` is what was expected of the last step, with the radius for this one.
+        """
         eps, tiny = jnp.finfo(reduced.dtype).eps, jnp.finfo(reduced.dtype).tiny
         units = jnp.where(scale > 0, scale, 1)
         system = reduced / jnp.append(units, 1)
@@ -252,22 +256,29 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
                 jnp.where(of_one * jnp.abs(x) <= _NEARBY * size + noise, x, _APPROACH * x)
                 for x in (below, above)
             )
-        step, newton, damping = bounded_step(system, of_one, radius, fixed, limits)
-        undamped, known_step = damping == 0, lax.stop_gradient(step)
+        step, newton, damping = bounded_step(system, of_one, last.radius, fixed, limits)
+        undamped, known_step = (damping == 0) & ~jnp.any(waiting), lax.stop_gradient(step)
         full = jnp.where(undamped, known_step, lax.stop_gradient(newton))
         alone = jnp.all(of_one * jnp.abs(full) <= jnp.maximum(enough, self.rtol * of_all))
-        together = squares(matrix @ full) <= enough**2
-        slope = 2 * jnp.sum(gradient * known_step)
+        together = (squares(matrix @ full) <= enough**2) & ~jnp.any(waiting)
+        slope, length = 2 * jnp.sum(gradient * known_step), jnp.sqrt(squares(known_step))
+        reduction = -slope - squares(matrix @ known_step)
+        # Columns that depend on each other, up to rounding, leave steps without effect and without end.
+        idle = undamped & (last.undamped > 0) & (length >= last.length)
+        # Residuals that have vanished may go on to do so, where the Jacobian vanishes with them.
+        vanished = (loss <= jnp.square(eps * last.reach)) & (length <= self.rtol * last.reach)
+        vanished &= undamped & (reduction <= loss / 2)
         expected = Expectation(
-            radius=radius,
+            radius=last.radius,
+            reach=last.reach,
             loss=loss,
-            reduction=-slope - squares(matrix @ known_step),
+            reduction=reduction,
             slope=slope,
             rounding=rounding,
-            length=jnp.sqrt(squares(known_step)),
+            length=length,
             steepness=squares(gradient),
-            undamped=undamped & ~jnp.any(waiting),
-            small=(alone & together & ~jnp.any(waiting)) | (loss <= tiny / eps),
+            undamped=undamped,
+            small=(together & (alone | idle)) | vanished | (loss <= tiny / eps),
         )
         steep = jnp.any(jnp.square(gradient) > _UNCERTAIN * rounding * jnp.square(of_one))
         trial = point + (step / units).astype(point.dtype)

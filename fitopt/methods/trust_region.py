@@ -21,6 +21,7 @@ class Expectation(NamedTuple):
     """What should come of a step."""
 
     radius: Float[Array, ""]  # of the trust region; 0 before the first step
+    reach: Float[Array, ""]  # of the parameters where the fit began, in the norm of the trust region
     loss: Float[Array, ""]  # the sum of squares where the step begins
     reduction: Float[Array, ""]  # of it
     slope: Float[Array, ""]  # of it, where the step begins
