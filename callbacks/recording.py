@@ -260,6 +260,8 @@ class KeepBest(Monitoring):
         returns a real scalar. `history["final_loss"]` is the loss of the state that is returned, all the
         same.
 
+    Where a host callback changes `static_state`, the best counts anew: that is another loss.
+
     **Raises:** `TypeError` for arguments of another kind, and when the fit starts, if `monitor` returns
     no real scalar; `ValueError` for an `every` below 1.
 
@@ -299,6 +301,10 @@ class KeepBest(Monitoring):
         if carry.scores is not None:
             scores = jnp.stack([jnp.where(better, score, least), score])
         return _Best(loss, params, scores), False
+
+    def objective_changed(self, carry: _Best) -> _Best:
+        scores = None if carry.scores is None else jnp.full_like(carry.scores, jnp.inf)
+        return _Best(jnp.full_like(carry.loss, jnp.inf), carry.params, scores)
 
     def result(self, carry: _Best, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array]:
         if carry.scores is None:

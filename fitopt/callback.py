@@ -96,6 +96,10 @@ class Callback(eqx.Module):
         """
         return None
 
+    def objective_changed(self, carry: PyTree) -> PyTree:
+        """The carry after a host callback has changed what the loss depends on but the Parameters."""
+        return carry
+
     def result(self, carry: PyTree, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array] | None:
         """Another end than the last state, whose loss is `loss`: whether to return it, its free values
         and its loss.

@@ -127,3 +127,16 @@ def test_a_vmapped_start_outside_its_bounds_fails_alone():
     np.testing.assert_array_equal(np.isnan(losses), [False, True, True])
     np.testing.assert_array_equal(np.isnan(values), [False, True, True])
     np.testing.assert_array_equal(steps, [20, 0, 0])
+
+
+@pytest.mark.parametrize("monitor", [None, lambda info: info.loss])
+def test_the_best_counts_anew_after_a_callback_has_changed_the_objective(monitor):
+    def harder(step, free, fixed, *_):
+        return False, free, {**fixed, "target": jnp.array(5.0), "floor": jnp.array(1.0)}
+
+    loss = lambda s: (s["x"] - s["target"]) ** 2 + s["floor"]
+    start = {"x": Parameter("x", 0.5), "target": jnp.array(0.0), "floor": jnp.array(0.0)}
+    only_once = fitopt.callbacks.every(1000, harder)
+    optimizer = OptaxOptimizer(loss, optax.sgd(0.25), [only_once, KeepBest(monitor=monitor)])
+    fitted, history = optimizer.run(start, 40)
+    assert float(fitted["x"]) == pytest.approx(5.0) and history["final_loss"] == pytest.approx(1.0)

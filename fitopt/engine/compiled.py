@@ -194,15 +194,27 @@ class Loop:
     # Between chunks.
 
     def move(
-        self, carry: Snapshot, values: Sequence[Array], edited: Sequence[Array], constants: Constants
+        self,
+        carry: Snapshot,
+        values: Sequence[Array],
+        edited: Sequence[Array],
+        constants: Constants,
+        is_other: bool | Array,
     ) -> tuple[Snapshot, list[Array]]:
-        """The carry after a callback has changed `values` to `edited`, and which of these are inside."""
+        """The carry after a callback has changed `values` to `edited`, and which of these are inside.
+
+        `is_other` says whether it has changed the objective, too.
+        """
         objective, stepper = self.bind(constants)
         method, callbacks = snapshot.restore(carry)
+        after = list(callbacks)
+        for number, renew in own_methods(self.problem.callbacks, "objective_changed"):
+            choose = lambda new, old: jnp.where(is_other, new, old)
+            after[number] = jax.tree.map(choose, renew(after[number]), after[number])
         position = jax.tree.leaves(stepper.position(method))
         position = objective.vector.edited_position(position, values, edited)
         method = stepper.move(method, objective.tree(position))
-        return snapshot.take(Carry(method, callbacks)), self.inside(edited)
+        return snapshot.take(Carry(method, tuple(after))), self.inside(edited)
 
     def set_learning_rate(self, carry: Snapshot, rate: PyTree, constants: Constants) -> Snapshot:
         """A carry with another learning rate."""
