@@ -34,14 +34,8 @@ def loss_of(y):
 
 FITS = {
     "LevenbergMarquardt": lambda y: LeastSquares(residuals_of(y)).run(start(), 30, adjoint="implicit"),
-    "GaussNewton of optimistix": lambda y: LeastSquares(
-        residuals_of(y), optimistix.GaussNewton(1e-12, 1e-12)
-    ).run(start(lower=0), 60, adjoint="implicit"),
     "LBFGSB": lambda y: OptaxOptimizer(loss_of(y), fitopt.LBFGSB(rtol=1e-12)).run(
         start(lower=0), 100, adjoint="implicit"
-    ),
-    "BFGS": lambda y: OptaxOptimizer(loss_of(y), optimistix.BFGS(1e-11, 1e-11)).run(
-        start(lower=0, upper=4), 100, adjoint="implicit"
     ),
     "lbfgs of optax": lambda y: OptaxOptimizer(loss_of(y), optax.lbfgs()).run(
         start(lower=0), 60, adjoint="implicit"
@@ -57,7 +51,7 @@ def fitted_numbers(kind):
         state, _ = FITS[kind](y)
         return jnp.stack([state["height"].value, state["rate"].value])
 
-    return jax.jit(numbers)
+    return numbers
 
 
 def precise(y):
@@ -83,13 +77,18 @@ def expected():
 
 @pytest.mark.parametrize("kind", FITS)
 def test_both_modes_agree_with_finite_differences_to_five_digits(kind, expected):
-    numbers = fitted_numbers(kind)
+    numbers, direction = fitted_numbers(kind), np.cos(np.arange(Y.size))
+
+    @jax.jit
+    def derivatives(y):
+        _, change = jax.jvp(numbers, (y,), (direction,))
+        return (change, None) if kind == "forward mode" else (change, jax.jacrev(numbers)(y))
+
+    change, slopes = derivatives(Y)
     tolerance = 1e-5 * np.abs(expected).max()
-    if kind != "forward mode":
-        np.testing.assert_allclose(jax.jit(jax.jacrev(numbers))(Y), expected, atol=tolerance)
-    direction = np.cos(np.arange(Y.size))
-    _, change = jax.jit(lambda y, t: jax.jvp(numbers, (y,), (t,)))(Y, direction)
     np.testing.assert_allclose(change, expected @ direction, atol=2 * tolerance)
+    if slopes is not None:
+        np.testing.assert_allclose(slopes, expected, atol=tolerance)
 
 
 def test_data_in_the_state_are_differentiated_too(expected):
@@ -98,7 +97,7 @@ def test_data_in_the_state_are_differentiated_too(expected):
 
     optimizer = LeastSquares(residuals)
     rate = lambda y: optimizer.run({**start(), "y": y, "n": 3}, 30, adjoint="implicit")[0]["rate"].value
-    np.testing.assert_allclose(jax.grad(rate)(jnp.asarray(Y)), expected[1], atol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(rate))(jnp.asarray(Y)), expected[1], atol=1e-6)
 
 
 def test_second_derivatives_are_those_of_a_closed_form():
@@ -108,8 +107,9 @@ def test_second_derivatives_are_those_of_a_closed_form():
         return optimizer.run({"x": Parameter("x", 1.0)}, 50, adjoint="implicit")[0]["x"].value
 
     y = 2.0
-    np.testing.assert_allclose(jax.grad(root)(y), y ** (-2 / 3) / 3, rtol=1e-6)
-    np.testing.assert_allclose(jax.grad(jax.grad(root))(y), -2 / 9 * y ** (-5 / 3), rtol=1e-5)
+    first, second = jax.jit(jax.value_and_grad(jax.grad(root)))(y)
+    np.testing.assert_allclose(first, y ** (-2 / 3) / 3, rtol=1e-6)
+    np.testing.assert_allclose(second, -2 / 9 * y ** (-5 / 3), rtol=1e-5)
 
 
 def test_the_least_loss_has_the_derivative_of_the_envelope():
@@ -118,7 +118,7 @@ def test_the_least_loss_has_the_derivative_of_the_envelope():
 
     height, rate = precise(Y)
     np.testing.assert_allclose(
-        jax.grad(least)(jnp.asarray(Y)), -2 * (height * np.exp(-rate * X) - Y), atol=1e-6
+        jax.jit(jax.grad(least))(jnp.asarray(Y)), -2 * (height * np.exp(-rate * X) - Y), atol=1e-6
     )
 
 
@@ -160,13 +160,11 @@ def test_masks_and_joint_transforms_are_differentiated_through():
 
 def test_many_fits_inside_vmap_are_differentiated_each_by_itself(expected):
     rate = lambda y: fitted_numbers("LevenbergMarquardt")(y)[1]
-    slopes = jax.vmap(jax.grad(rate))(jnp.stack([Y, Y]))
+    slopes = jax.jit(jax.vmap(jax.grad(rate)))(jnp.stack([Y, Y]))
     np.testing.assert_allclose(slopes, np.stack([expected[1]] * 2), atol=1e-6)
 
 
-def test_unrolled_steps_agree_and_outside_of_a_transformation_nothing_changes(expected):
-    unrolled = lambda y: LeastSquares(residuals_of(y)).run(start(), 30)[0]["rate"].value
-    np.testing.assert_allclose(jax.jit(jax.grad(unrolled))(jnp.asarray(Y)), expected[1], atol=1e-5)
+def test_outside_of_a_transformation_nothing_changes():
     fitted, history = LeastSquares(residuals_of(Y)).run(start(), adjoint="implicit")
     np.testing.assert_allclose(fitted["rate"], precise(Y)[1], rtol=1e-7)
     assert history["converged"]
@@ -178,7 +176,7 @@ def test_what_the_data_do_not_determine_changes_as_little_as_can_be():
         fitted, _ = LeastSquares(lambda s: s["a"] + s["b"] - y).run(state, 10, adjoint="implicit")
         return jnp.stack([fitted["a"].value, fitted["b"].value])
 
-    np.testing.assert_allclose(jax.jacrev(ab)(jnp.array([1.0, 2.0])), np.full((2, 2), 0.25))
+    np.testing.assert_allclose(jax.jit(jax.jacrev(ab))(jnp.array([1.0, 2.0])), np.full((2, 2), 0.25))
 
 
 def test_an_unknown_adjoint_is_an_error():
@@ -187,14 +185,14 @@ def test_an_unknown_adjoint_is_an_error():
 
 
 def test_it_takes_a_twentieth_of_the_memory_of_unrolled_steps():
-    x, y = np.linspace(0.0, 3.0, 500), np.exp(-np.linspace(0.0, 3.0, 500))
+    y = jnp.linspace(0.0, 1.0, 500)
 
     def memory(adjoint):
-        def rate(y):
-            optimizer = LeastSquares(lambda s: s["height"] * jnp.exp(-s["rate"] * x) - y)
-            return optimizer.run(start(), 500, adjoint=adjoint)[0]["rate"].value
+        def last(y):
+            optimizer = OptaxOptimizer(lambda s: jnp.mean(jnp.sin(s["x"] - y) ** 2), optax.sgd(0.1))
+            return optimizer.run({"x": Parameter("x", 0.0)}, 500, adjoint=adjoint)[0]["x"].value
 
-        compiled = jax.jit(jax.grad(rate)).lower(jnp.asarray(y)).compile()
+        compiled = jax.jit(jax.grad(last)).lower(y).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert 20 * memory("implicit") < memory("unrolled")

@@ -284,6 +284,6 @@ def test_the_covariance_by_position_is_the_inverse_of_the_hessian_by_position():
     fitted, _ = optimizer.run(state)
     position, to_state, _ = fitopt.unconstrained(fitted)
     flat, unravel = jax.flatten_util.ravel_pytree(position)
-    hessian = jax.hessian(lambda x: loss(fitopt.values(to_state(unravel(x)))))(flat)
+    hessian = jax.jit(jax.hessian(lambda x: loss(fitopt.values(to_state(unravel(x))))))(flat)
     found = optimizer.uncertainty(fitted).unconstrained_covariance
     np.testing.assert_allclose(found, np.linalg.inv(hessian), rtol=1e-5)

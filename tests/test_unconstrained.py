@@ -194,7 +194,7 @@ def test_the_determinant_of_a_whole_state_is_that_of_its_fitted_numbers():
         parts = [plain["held"][1:], plain["p"][:2], plain["rate"][None], plain["w"][jnp.array([0, 2])]]
         return jnp.concatenate([*parts, jnp.stack([z.real, z.imag])])
 
-    expected = np.linalg.slogdet(jax.jacfwd(numbers)(flat))[1]
+    expected = np.linalg.slogdet(jax.jit(jax.jacfwd(numbers))(flat))[1]
     np.testing.assert_allclose(view.log_det_jacobian(view.position), expected, rtol=1e-10)
 
 
