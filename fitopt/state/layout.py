@@ -61,13 +61,26 @@ class Layout:
     @functools.cached_property
     def paths(self) -> tuple[str, ...]:
         """Where in the state each free Parameter lies, such as `layers/0/weight`."""
+        return tuple(path for path, leaf in self._placed if isinstance(leaf, Spec) and leaf.free)
+
+    @functools.cached_property
+    def _placed(self) -> tuple[tuple[str, Any], ...]:
+        """All leaves, each behind the place where it lies."""
         numbered = jax.tree.unflatten(self.treedef, range(len(self.leaves)))
         flat, _ = jax.tree.flatten_with_path(numbered)
-        return tuple(
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for (path, _), leaf in zip(flat, self.leaves, strict=True)
-            if isinstance(leaf, Spec) and leaf.free
-        )
+        paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+        return tuple(zip(paths, self.leaves, strict=True))
+
+    def named_values(self, free: Sequence[Array], fixed: Sequence[Any]) -> dict[str, Array]:
+        """The values of the free Parameters, and of what is derived, by name."""
+        plain = self.treedef.flatten_up_to(self.plain(free, fixed))
+        shown = [
+            (leaf.name, path, x)
+            for (path, leaf), x in zip(self._placed, plain, strict=True)
+            if isinstance(leaf, Derived) or (isinstance(leaf, Spec) and leaf.free)
+        ]
+        names = unique_names([name for name, *_ in shown], [path for _, path, _ in shown])
+        return dict(zip(names, [x for *_, x in shown], strict=True))
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:

@@ -10,9 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..engine.validation import check_loss
-from ..parameter import Derived, Parameter
-from ..state import is_leaf, unconstrained, values
-from ..state.layout import unique_names
+from ..state import flatten, unconstrained, values
 
 if TYPE_CHECKING:
     from arviz import InferenceData
@@ -86,22 +84,12 @@ def to_inference_data(positions: Mapping[str, Any], state: PyTree) -> "Inference
                 f"positions: {name!r} must have the axes of chains and draws in front of "
                 f"{numbers.shape}, got shape {shape}"
             )
-    by_name = lambda position: named_values(to_state(position))
+
+    def by_name(position: Mapping[str, Any]) -> dict[str, Array]:
+        free, fixed, layout = flatten(to_state(position))
+        return layout.named_values(free, fixed)
+
     drawn = jax.jit(jax.vmap(jax.vmap(by_name)))(
         {name: jnp.asarray(positions[name]) for name in position}
     )
     return arviz.from_dict(posterior=jax.device_get(drawn))
-
-
-def named_values(state: PyTree) -> dict[str, Array]:
-    """The values of the free Parameters of a state, and of what is derived, by name."""
-    leaves, treedef = jax.tree.flatten(state, is_leaf=is_leaf)
-    paths = [path for path, _ in jax.tree.leaves_with_path(treedef.unflatten(range(len(leaves))))]
-    plain = treedef.flatten_up_to(values(state))
-    shown = [
-        (leaf.name, jax.tree_util.keystr(path, simple=True, separator="/"), x)
-        for path, leaf, x in zip(paths, leaves, plain, strict=True)
-        if isinstance(leaf, Derived) or (isinstance(leaf, Parameter) and leaf.free)
-    ]
-    names = unique_names([name for name, *_ in shown], [path for _, path, _ in shown])
-    return {name: jnp.asarray(x) for name, (*_, x) in zip(names, shown, strict=True)}

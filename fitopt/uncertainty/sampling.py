@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PyTree
 from ..state import Flat, ParameterVector
 from .likelihood import Likelihood
 from .messages import listed
-from .posterior import named_values
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -82,7 +81,7 @@ class Samples(Sequence[PyTree]):
     @functools.cached_property
     def _named(self) -> dict[str, np.ndarray]:
         layout, fixed = self._flat.layout, self._flat.fixed
-        each = jax.vmap(lambda free: named_values(layout.state(free, fixed)))
+        each = jax.vmap(lambda free: layout.named_values(free, fixed))
         with ParameterVector.of(layout, self._flat.free).precision():
             return jax.device_get(jax.jit(each)(self._free))
 
