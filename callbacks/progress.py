@@ -64,7 +64,8 @@ class ProgressBar(HostCallback):
         with self._bar(total=fits.total, initial=fits.done, unit="fit") as bar:
 
             def show() -> None:
-                bar.set_postfix_str(f"best loss {fits.best_loss:.6g}", refresh=False)
+                if fits.done:
+                    bar.set_postfix_str(f"best loss {fits.best_loss:.6g}", refresh=False)
                 bar.update(fits.done - bar.n)
 
             yield show

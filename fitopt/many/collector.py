@@ -15,6 +15,7 @@ from ..engine.validation import bad_start
 from ..methods.method import StopReason
 from ..parameter.specification import called, check_value
 from ..state import ParameterVector
+from .examination import Examination
 from .fits import Fits
 from .lanes import VACANT, Output, Records, Result
 from .states import States
@@ -24,8 +25,8 @@ from .table import Table
 class Collector:
     """Gathers the results of fits, and what their steps have recorded."""
 
-    def __init__(self, loop: Loop, states: States, max_steps: int):
-        self._loop = loop
+    def __init__(self, loop: Loop, examination: Examination, states: States, max_steps: int):
+        self._examination = examination
         self._states = states
         self._max_steps = max_steps
         count, template = len(states), states.template
@@ -129,19 +130,23 @@ class Collector:
     # Why fits have ended.
 
     def _reasons(self, results: Result) -> Iterator[StopReason]:
-        stalled = results.stalled.any(axis=1).tolist()
-        went_wrong = results.went_wrong.tolist()
-        for i, ended in enumerate(zip(results.code.tolist(), results.steps.tolist(), strict=True)):
-            if went_wrong[i]:
-                yield self._fault(jax.tree.map(lambda x, i=i: x[i], results))
+        numbers, codes, steps, wrong, near = (
+            np.asarray(x).tolist()
+            for x in (results.fit, results.code, results.steps, results.went_wrong, results.near_bounds)
+        )
+        for i, ended in enumerate(zip(codes, steps, strict=True)):
+            at = jax.tree.map(lambda x, i=i: x[i], results.position) if wrong[i] or near[i] else None
+            if wrong[i]:
+                could_begin = steps[i] > 0 or bool(np.isfinite(results.loss[i]))
+                yield self._fault(numbers[i], steps[i], at, could_begin)
                 continue
             if ended not in self._told:
                 self._told[ended] = self._usual(*ended)
             reason = self._told[ended]
-            if reason.converged and stalled[i]:
-                reason = stop_reasons.stalled(
-                    reason, self._vector.labelled(np.asarray(results.stalled[i]))
-                )
+            if reason.converged and near[i]:
+                stalled = self._examination.stalled(self._states, numbers[i], at)
+                if stalled.any():
+                    reason = stop_reasons.stalled(reason, self._vector.labelled(stalled))
             yield reason
 
     def _usual(self, code: int, steps: int) -> StopReason:
@@ -154,13 +159,13 @@ class Collector:
             return StopReason(f"{self.interrupted} {when}")
         return stop_reasons.reached(self._max_steps)
 
-    def _fault(self, result: Result) -> StopReason:
-        steps, names = int(result.steps), self._states.layout.names
-        if steps or np.isfinite(result.loss):
-            finite = result.gradients_finite.tolist()
-            return StopReason(stop_reasons.not_finite(names, steps, float(result.fault), finite))
-        values = [np.asarray(x)[0] for x in self._states.starts(np.array([int(result.fit)]))]
-        reason = bad_start(names, values, float(result.fault))
+    def _fault(self, number: int, steps: int, position: PyTree, could_begin: bool) -> StopReason:
+        loss, finite = self._examination.fault(self._states, number, position)
+        names = self._states.layout.names
+        if could_begin:
+            return StopReason(stop_reasons.not_finite(names, steps, loss, finite))
+        values = [np.asarray(x)[0] for x in self._states.starts([number])]
+        reason = bad_start(names, values, loss)
         try:
             for name, spec, value in zip(names, self._states.layout.specs, values, strict=True):
                 check_value(called(name), spec, value)

@@ -11,10 +11,9 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..callback import own_methods
-from ..engine import snapshot
 from ..engine.compiled import NEAR, NOT_FINITE, RUNNING, Carry, Loop
 from ..engine.records import records_of
-from ..engine.scanned import conclude, converging, nan_outside, select
+from ..engine.scanned import conclude, nan_outside, select
 from ..methods.method import Constants
 
 Given = Any  # arrays of NumPy on the host, traced in programs
@@ -81,10 +80,9 @@ class Result(NamedTuple):
     code: Int[Array, ""]
     best_loss: Float[Array, ""]
     best_step: Int[Array, ""]
-    stalled: Bool[Array, " elements"]
-    fault: Float[Array, ""]  # the loss of the evaluation that went wrong
+    position: PyTree  # where it stands, or where it went wrong
+    near_bounds: Bool[Array, ""]
     went_wrong: Bool[Array, ""]
-    gradients_finite: Bool[Array, " parameters"]  # there
     callbacks: tuple[PyTree, ...]  # the carries of those that want them at the end
 
 
@@ -122,7 +120,7 @@ class LaneProgram:
     def blank(self, page: Page, shared: list[Any], width: int) -> Lanes:
         """Lanes without a fit, of fits such as those of a page."""
         begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
-        shapes = jax.eval_shape(begin, *page, shared)
+        shapes = jax.eval_shape(begin, page.fit, page.start, page.fixed, shared)
         lane: Lane = jax.tree.map(lambda x: _zeros((width, *x.shape[1:]), x.dtype), shapes)
         zero = jnp.zeros((), jnp.float32)
         return Lanes(lane._replace(fit=jnp.full(width, VACANT, jnp.int32)), zero, zero)
@@ -181,17 +179,16 @@ class LaneProgram:
         records = tuple(records_of(callback, info) for callback in loop.problem.callbacks)
         return new, (jnp.where(went_well, lane.fit, VACANT), loss, records)
 
-    def conclude(self, lane: Lane, stalled: Array, shared: list[Any]) -> Result:
-        """The result of a lane that has ended, but for faults."""
+    def conclude(self, lane: Lane, shared: list[Any]) -> Result:
+        """The result of a lane that has ended."""
         loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
         last = lane.loss if self._steps_at_all else None
         end = conclude(loop, constants, lane.carry, lane.good, lane.code, lane.steps, last)
-        went_wrong, fault = lane.code == NOT_FINITE, lane.loss
-        gradients = jnp.ones(len(lane.start), bool)
-        if end.evaluation is not None and end.evaluated_loss is not None:
+        went_wrong = lane.code == NOT_FINITE
+        if end.evaluated_loss is not None:
             went_wrong |= ~jnp.isfinite(end.evaluated_loss)
-            fault = end.evaluated_loss
-            gradients = _all_finite(end.evaluation.grads)
+        _, stepper = loop.bind(constants)
+        position = stepper.position(lane.carry.stepper)
         return Result(
             fit=lane.fit,
             values=end.values,
@@ -200,57 +197,23 @@ class LaneProgram:
             code=lane.code,
             best_loss=lane.best_loss,
             best_step=lane.best_step,
-            stalled=stalled,
-            fault=fault,
+            position=position,
+            near_bounds=self._near_bounds(constants, position),
             went_wrong=went_wrong,
-            gradients_finite=gradients,
             callbacks=tuple(end.callbacks[i] for i in self._finishing),
         )
 
-    def fault(self, lane: Lane, shared: list[Any]) -> tuple[Array, Array]:
-        """The loss, and which gradients are finite, in the step that went wrong."""
-        constants = self._constants(lane.start, lane.fixed, shared)
-        _, info = self.loop.bind(constants)[1].step(lane.carry.stepper)
-        return info.loss, _all_finite(info.grads)
-
-    def near_bounds(self, lane: Lane, shared: list[Any]) -> Bool[Array, ""]:
-        """Whether a test of convergence has ended a lane next to a bound."""
-        loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
-        objective, stepper = loop.bind(constants)
+    def _near_bounds(self, constants: Constants, position: PyTree) -> Bool[Array, ""]:
+        """Whether a bound may hold a fit that ends here."""
+        objective = self.loop.bind(constants)[0]
         vector = objective.vector
-        elements = vector.elements(objective.values(stepper.position(lane.carry.stepper)))
+        if self.loop.problem.method.keeps_bounds or not vector.can_be_flat.any():
+            return jnp.zeros((), bool)
+        elements = vector.elements(objective.values(position))
         near = (vector.inside_by(elements, NEAR)[0] != elements) & vector.can_be_flat
-        return jnp.array(converging(loop, lane.start))[lane.code] & jnp.any(near)
-
-    def stalled(self, lane: Lane, shared: list[Any]) -> Bool[Array, " elements"]:
-        """Which elements a bound holds."""
-        constants = self._constants(lane.start, lane.fixed, shared)
-        return self.loop.falls_inside(snapshot.take(lane.carry), constants, lane.steps)
+        return jnp.any(near)
 
     # All lanes.
-
-    def results(self, lane: Lane, ended: Bool[Array, " lanes"], shared: list[Any]) -> Result:
-        """Of all lanes, of which only those that have ended are meant."""
-        loop = self.loop
-        start, fixed = jax.tree.map(lambda x: x[0], (lane.start, lane.fixed))
-        vector = loop.bind(self._constants(start, fixed, shared))[0].vector
-        stalled = jnp.zeros((ended.size, vector.can_be_flat.size), bool)
-        can_stall = vector.can_be_flat.any() and not loop.problem.method.keeps_bounds
-        if can_stall and any(converging(loop, lane.start)):
-            over = lambda f: jax.vmap(f, in_axes=(0, None))
-            near = ended & over(self.near_bounds)(lane, shared)
-            look = lambda: over(self.stalled)(lane, shared) & near[:, None]
-            stalled = lax.cond(jnp.any(near), look, lambda none=stalled: none)
-        result: Result = jax.vmap(self.conclude, in_axes=(0, 0, None))(lane, stalled, shared)
-        failed = ended & (lane.code == NOT_FINITE)
-
-        def explain() -> Any:
-            found = jax.vmap(self.fault, in_axes=(0, None))(lane, shared)
-            return jax.vmap(select)(failed, found, (result.fault, result.gradients_finite))
-
-        known = result.fault, result.gradients_finite
-        fault, finite = lax.cond(jnp.any(failed), explain, lambda: known)
-        return result._replace(fault=fault, gradients_finite=finite)
 
     def advance(self, lanes: Lanes, page: Page, queue: Queue, shared: list[Any], order: Order) -> Output:
         """Make steps, and take out what has ended and fill its lanes when that is worth its time.
@@ -263,6 +226,7 @@ class LaneProgram:
         occupied = lambda lane: lane.fit != VACANT
         step = jax.vmap(self.step, in_axes=(0, None, None))
         begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
+        conclude_all = jax.vmap(self.conclude, in_axes=(0, None))
 
         def is_due(lanes: Lanes) -> Array:
             """Whether so many lanes idle that it is worth while to fill them."""
@@ -285,7 +249,7 @@ class LaneProgram:
             lanes, results, taken_out, following = state
             lane, running = lanes.lane, is_running(lanes.lane)
             ended = occupied(lane) & ~running
-            found = self.results(lane, ended, shared)
+            found = conclude_all(lane, shared)
             places = jnp.where(ended, taken_out + jnp.cumsum(ended, dtype=jnp.int32) - 1, rows)
             results = jax.tree.map(lambda x, new: x.at[places].set(new, mode="drop"), results, found)
             waiting = following + jnp.cumsum(~running, dtype=jnp.int32) - 1
@@ -321,7 +285,7 @@ class LaneProgram:
             left = jnp.any(occupied(lanes.lane)) | ~exhausted
             return (count < order.limit) & left & ~starved
 
-        found = jax.eval_shape(self.results, lanes.lane, occupied(lanes.lane), shared)
+        found = jax.eval_shape(conclude_all, lanes.lane, shared)
         results = jax.tree.map(lambda x: _zeros((rows, *x.shape[1:]), x.dtype), found)
         recorded = jax.eval_shape(step, lanes.lane, shared, order.max_steps)[1]
         records = jax.tree.map(lambda x: jnp.zeros((self.room, *x.shape), x.dtype), recorded)
@@ -330,10 +294,6 @@ class LaneProgram:
         lanes, results, records, taken_out, following, count = lax.while_loop(has_work, turn, state)
         counts = jnp.stack([taken_out, following, count, count_of(occupied(lanes.lane))])
         return Output(lanes, results, Records(*records) if self.room else None, counts)
-
-
-def _all_finite(tree: PyTree) -> Bool[Array, " leaves"]:
-    return jnp.stack([jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(tree)])
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:

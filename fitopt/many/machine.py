@@ -15,6 +15,7 @@ from ..engine.compiled import Loop
 from ..engine.pace import Pace
 from ..storage.checkpoint import with_key, without_key
 from .collector import Collector
+from .examination import Examination
 from .feed import Feed
 from .lanes import AXIS, LaneProgram, Lanes, Order, Output, compiled
 
@@ -30,6 +31,7 @@ class Compiled:
         self.devices = devices
         self.pace: dict[Any, tuple[float, float]] = {}
         self.advance = compiled(program, devices)
+        self.examination = Examination(program.loop)
         self._program = program
         self._blanks: dict[Any, Any] = {}
         if len(devices) == 1:

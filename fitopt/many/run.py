@@ -62,7 +62,7 @@ def run_many(means: Means, states: Any, options: Options) -> Fits:
     found = Found(None, []) if directory is None else saved.find(directory, these)
     devices = _check_devices(options.devices)[: len(states)]
     program = _program(means, states, options, devices)
-    collector = Collector(program.loop, states, max_steps)
+    collector = Collector(program.loop, program.examination, states, max_steps)
     described = lambda: saved.describe(program.loop, states, max_steps, options.record)
     share = np.arange(len(states))[these.index :: these.count]
     width = _width(options.lanes, len(share), devices)
