@@ -245,7 +245,7 @@ class Loop:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
         return self.bind(constants)[1].result(snapshot.restore(carry).stepper) is not None
 
-    def falls_inside(self, carry: Snapshot, constants: Constants, step: Array) -> Array:
+    def falls_inside(self, carry: Snapshot, constants: Constants, step: Array | int = 0) -> Array:
         """For which elements next to bounds the loss falls into the allowed region.
 
         There the slope of a transform is nearly zero, and so are all derivatives by the unconstrained
