@@ -262,9 +262,7 @@ class Chunks:
         constants = point.constants._replace(fixed=flat.fixed)
         pairs = zip(flat.fixed, point.constants.fixed, strict=True) if same else ()
         is_other = not same or any(new is not old for new, old in pairs)
-        self._carry, inside = programs.move(
-            self._carry, point.values, flat.free, constants, is_other
-        )
+        self._carry, inside = programs.move(self._carry, point.values, flat.free, constants, is_other)
         self._check_inside(inside, flat.free, f"{who} returned a diff_state that leaves the bounds: ")
         self.point = point._replace(
             carry=self._carry,
