@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, vary
+from fitopt import Derived, LeastSquares, OptaxOptimizer, Parameter, vary
 from fitopt.callbacks import StopOnGradient
 
 T = np.linspace(0.0, 4.0, 25)
@@ -77,3 +77,34 @@ def test_errors_of_many_fits_of_a_loss_are_those_of_each():
         optimizer.uncertainty(fits, parameters=["rate"])
     with pytest.raises(KeyError, match="no parameter 'k'"):
         several.standard_errors("k")
+
+
+def half_life(state):
+    return jnp.log(2) / state["rate"]
+
+
+def test_what_goes_by_state_goes_by_all_of_them():
+    state = {
+        "height": Parameter("height", 1.0, lower=0),
+        "rate": Parameter("rate", 1.0),
+        "half-life": Derived("half-life", half_life),
+        "y": np.zeros(25),
+    }
+    y = DATA[:4].copy()
+    y[2] = np.nan
+    optimizer = LeastSquares(residuals)
+    fits = optimizer.run_many(vary(state, {"y": y}))
+    np.testing.assert_allclose(fits.values("half-life"), np.log(2) / fits.values("rate"))
+    several = optimizer.uncertainty(fits)
+    value, error, data_error = several.predict(lambda s: s["height"] * jnp.exp(-s["rate"] * 5.0))
+    lives, errors = several.propagate(half_life)
+    samples = several.sample(jax.random.key(0), 3)
+    assert samples[2] is None and np.isnan(value[2]) and np.isnan(errors[2])
+    for number in (0, 1, 3):
+        one = optimizer.uncertainty(fits[number][0])
+        expected = one.predict(lambda s: s["height"] * jnp.exp(-s["rate"] * 5.0))
+        np.testing.assert_allclose([value[number], error[number], data_error[number]], expected)
+        np.testing.assert_allclose([lives[number], errors[number]], one.propagate(half_life))
+        assert len(samples[number]) == 3
+    with pytest.raises(KeyError, match="no parameter 'life' is fitted"):
+        fits.values("life")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
+_AT_ONCE = 64  # fits side by side, whose derived values are computed
+
+
 class Minimum(NamedTuple):
     """A minimum that some fits have found."""
 
@@ -111,11 +114,34 @@ class Fits(Sequence[tuple[Any, History]]):
         return self._states.layout.names
 
     def values(self, name: str) -> np.ndarray:
-        """The fitted values of a free Parameter, with a leading axis of fits.
+        """The fitted values of a free Parameter, or of what is derived, with a leading axis of fits.
 
         **Raises:** `KeyError` if there is none of that name.
         """
-        return self._table.values[self._place(name)]
+        if name in self.names or name not in self._derived:
+            return self._table.values[self._place(name)]
+        return self._derived[name]
+
+    @functools.cached_property
+    def _derived(self) -> dict[str, np.ndarray]:
+        """What is derived from the fitted states, by name."""
+        states, layout = self._states, self._states.layout
+        if not layout.has_derived:
+            return {}
+
+        @jax.jit
+        def program(free: list[Any], varying: list[Any]) -> dict[str, Any]:
+            def at(one: Any) -> dict[str, Any]:
+                fixed = list(states.template.fixed)
+                for i, x in zip(states.varying, one[1], strict=True):
+                    fixed[i] = x
+                return layout.named_values(one[0], fixed)
+
+            return jax.lax.map(at, (free, varying), batch_size=_AT_ONCE)
+
+        with self._vector.precision():
+            found = jax.device_get(program(list(self._table.values), states.fixed(slice(None))))
+        return {name: array for name, array in found.items() if name not in self.names}
 
     def start_values(self, name: str) -> np.ndarray:
         """The values with which the fits began, likewise."""

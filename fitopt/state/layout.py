@@ -71,6 +71,11 @@ class Layout:
         paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
         return tuple(zip(paths, self.leaves, strict=True))
 
+    @property
+    def has_derived(self) -> bool:
+        """Whether something in the state is derived."""
+        return any(isinstance(leaf, Derived) for leaf in self.leaves)
+
     def named_values(self, free: Sequence[Array], fixed: Sequence[Any]) -> dict[str, Array]:
         """The values of the free Parameters, and of what is derived, by name."""
         plain = self.treedef.flatten_up_to(self.plain(free, fixed))

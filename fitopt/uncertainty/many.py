@@ -6,12 +6,14 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, PyTree
 
 from ..many.fits import Fits
 from ..state import ParameterVector
 from .estimation import Programs
+from .prediction import Prediction
 from .result import Uncertainty
+from .sampling import Samples
 
 _AT_ONCE = 64  # fits side by side: enough to keep the processor busy, few enough to bound the memory
 
@@ -69,6 +71,36 @@ class Uncertainties(Sequence["Uncertainty | None"]):
         shape = self._vector.blocks[self._vector.names.index(name)].shape
         nothing = np.full(shape, np.nan)
         return np.stack([nothing if x is None else x.standard_errors[name] for x in self._found])
+
+    def propagate(
+        self, fn: Callable[[Any], PyTree], *, mode: str | None = None
+    ) -> tuple[PyTree, PyTree]:
+        """Value and standard error of a function of each fitted state, with a leading axis of fits.
+
+        As `uncertainty.propagate` does; NaN where there are no errors.
+        """
+        return self._stacked([x and x.propagate(fn, mode=mode) for x in self._found])
+
+    def predict(
+        self, fn: Callable[[Any], PyTree], *, sigma: PyTree = None, mode: str | None = None
+    ) -> Prediction:
+        """Predictions of each fitted state, with a leading axis of fits: see `uncertainty.predict`."""
+        return self._stacked([x and x.predict(fn, sigma=sigma, mode=mode) for x in self._found])
+
+    def sample(self, key: Array, n: int) -> list[Samples | None]:
+        """For each fit states as `uncertainty.sample` draws them, None where there are no errors.
+
+        **Raises:** `ValueError` if the data of one do not determine something.
+        """
+        keys = jax.random.split(key, len(self))
+        return [x and x.sample(one, n) for x, one in zip(self._found, keys, strict=True)]
+
+    def _stacked(self, each: Sequence[Any]) -> Any:
+        known = next((one for one in each if one is not None), None)
+        if known is None:
+            raise ValueError("none of the fits has errors: the loss or its derivatives are not finite")
+        nothing = jax.tree.map(lambda x: np.full(np.shape(x), np.nan), known)
+        return jax.tree.map(lambda *x: np.stack(x), *(nothing if x is None else x for x in each))
 
     def __len__(self) -> int:
         return len(self._found)
