@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import fitopt
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, optimizers
+from fitopt import Callback, LeastSquares, OptaxOptimizer, Parameter, optimizers
 from fitopt.callbacks import EarlyStopping, KeepBest, PrintLoss, RecordGradientNorm, StopOnLoss
 
 from .conftest import counted_compilations
@@ -158,6 +158,24 @@ def test_any_optimizer_makes_the_same_steps_in_lanes(method):
     optimizer = OptaxOptimizer(loss, method)
     states = decays(3)
     assert_as_run(optimizer, states, optimizer.run_many(states, 12, lanes=2), 12)
+
+
+class CountSteps(Callback):
+    def init(self, info):
+        return jnp.zeros((), int)
+
+    def update(self, info, carry):
+        return carry + 1, False
+
+    def finish(self, history, carry):
+        history["count"] = carry.item()
+
+
+def test_callbacks_finish_the_history_of_each_fit():
+    optimizer = OptaxOptimizer(loss, optax.adam(0.1), [CountSteps(), StopOnLoss(0.05)])
+    fits = optimizer.run_many(decays(5), 60, lanes=2)
+    assert [history["count"] for _, history in fits] == fits.n_steps.tolist()
+    assert len({*fits.n_steps.tolist()}) > 1
 
 
 def test_minimisers_end_by_themselves():

@@ -94,9 +94,7 @@ class Conclusion(NamedTuple):
 
     values: list[Array]
     loss: Array
-    callbacks: tuple[PyTree, ...]  # the carries of callbacks, which have seen the last evaluation
-    evaluation: StepInfo | None  # the last one, which need not be finite; None where there was none
-    evaluated_loss: Array | None  # there
+    evaluated_loss: Array | None  # the last one, which need not be finite; None where there was none
 
 
 def conclude(
@@ -115,7 +113,7 @@ def conclude(
     """
     objective, stepper = loop.bind(constants)
     callbacks = loop.problem.callbacks_of(constants)
-    info = evaluated_loss = None
+    evaluated_loss = None
     if loop.problem.method.loss_after_update and last_loss is not None:
         result, loss = objective.values(good), last_loss
     else:
@@ -126,7 +124,7 @@ def conclude(
         if other is not None:
             here, method = other, stepper.move(method, other)
         last = Carry(method, carry.callbacks)
-        carry, info, evaluated_loss, _ = loop.step(*loop.bind(constants, count), last, count)
+        carry, _, evaluated_loss, _ = loop.step(*loop.bind(constants, count), last, count)
         finite = jnp.isfinite(evaluated_loss)
         loss = evaluated_loss if last_loss is None else jnp.where(finite, evaluated_loss, last_loss)
         result = objective.values(select(finite, here, good))
@@ -136,7 +134,7 @@ def conclude(
             better, params, found = candidate
             result = select(better, jax.tree.leaves(params), result)
             loss = select(better, found, loss)
-    return Conclusion(result, loss, carry.callbacks, info, evaluated_loss)
+    return Conclusion(result, loss, evaluated_loss)
 
 
 def _manual_axes(tree: PyTree) -> frozenset[str]:

@@ -200,7 +200,7 @@ class LaneProgram:
             position=position,
             near_bounds=self._near_bounds(constants, position),
             went_wrong=went_wrong,
-            callbacks=tuple(end.callbacks[i] for i in self._finishing),
+            callbacks=tuple(lane.carry.callbacks[i] for i in self._finishing),
         )
 
     def _near_bounds(self, constants: Constants, position: PyTree) -> Bool[Array, ""]:
