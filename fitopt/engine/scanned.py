@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from ..batches import epochs
-from ..callback import StepInfo, own_methods
+from ..callback import own_methods
 from ..history import History
 from ..methods.method import Constants
 from . import snapshot
