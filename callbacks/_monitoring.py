@@ -6,11 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, PyTree, Real
+from jaxtyping import Array, Bool, Real
 
 from fitopt.callback import Callback, Metric, StepInfo
 from fitopt.engine.validation import describe
 from fitopt.optimizers.arguments import function
+from fitopt.state import PyTree
 
 Monitor = Callable[[StepInfo], Real[Array, ""]] | str
 

@@ -9,13 +9,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from fitopt.callback import Callback, Fit, HostCallback, HostFunction, StepInfo, label
 from fitopt.engine.validation import describe
 from fitopt.history import History
 from fitopt.optimizers.arguments import function, real, whole
 from fitopt.optimizers.composition import known_rate
+from fitopt.state import PyTree
 
 from ._monitoring import Monitor, Monitoring, check_monitor
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Int
 
 from fitopt.callback import Fit, HostCallback
 from fitopt.history import Column, History, columns
 from fitopt.optimizers import arguments
-from fitopt.state import combine
+from fitopt.state import PyTree, combine
 from fitopt.storage.atomic_files import replacing
 
 _CHUNK = 100_000  # rows in memory at once

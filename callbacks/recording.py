@@ -10,12 +10,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.history import RESERVED
 from fitopt.optimizers.arguments import function, one_of, whole
 from fitopt.optimizers.composition import known_rate
+from fitopt.state import PyTree
 
 from ._monitoring import Monitor, Monitoring, check_monitor
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.optimizers.arguments import one_of, real, whole
+from fitopt.state import PyTree
 
 from ._monitoring import Monitor, Monitoring, check_monitor
 from .recording import Norm, gradient_norm

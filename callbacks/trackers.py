@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from fitopt.callback import Fit
 from fitopt.history import Column, History, leaves
 from fitopt.optimizers import arguments
 from fitopt.parameter import Parameter
 from fitopt.parameter.specification import text
-from fitopt.state import is_parameter
+from fitopt.state import PyTree, is_parameter
 
 from .loggers import Log, Logger, Steps, held
 

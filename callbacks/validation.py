@@ -8,12 +8,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from fitopt.batches.minibatches import n_rows
 from fitopt.callback import Callback, StepInfo
 from fitopt.engine.validation import check_loss
 from fitopt.optimizers.arguments import function, whole
+from fitopt.state import PyTree
 
 from .recording import series_name
 

@@ -173,7 +173,7 @@ def plot(
     figure.savefig(path, dpi=160)
 
 
-def plot_starts(fits: fitopt.Fits, path: str | os.PathLike) -> None:
+def plot_starts(fits: fitopt.Fits, path: str | os.PathLike[str]) -> None:
     """Draw the losses from all starts in order, and save the picture.
 
     **Raises:** `ModuleNotFoundError` without matplotlib.

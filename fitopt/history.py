@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Int, PyTree, Shaped
+from jaxtyping import Array, Int, Shaped
 
+from .state import PyTree
 from .storage import npz
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .engine.fitter import Fitter
 from .engine.validation import describe, numpy_advice
@@ -23,7 +23,7 @@ from .methods.optimistix_method import OptimistixMethod, check_solver
 from .methods.priors import WithPriors, explained_by_priors
 from .methods.robust import LOSSES, RobustLoss
 from .parameter.complex_numbers import to_real
-from .state import flatten
+from .state import PyTree, flatten
 
 if TYPE_CHECKING:
     from .uncertainty.many import Uncertainties

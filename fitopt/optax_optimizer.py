@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 import optax
 import optimistix
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from .engine.fitter import Fitter
 from .engine.validation import MOST_STEPS, check_loss, numpy_advice
@@ -19,6 +19,7 @@ from .methods.derivatives import MODES
 from .methods.optax_method import OptaxMethod
 from .methods.optimistix_method import OptimistixMethod, is_minimiser
 from .methods.priors import explained_by_priors
+from .state import PyTree
 
 if TYPE_CHECKING:
     from .uncertainty.many import Uncertainties

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
+from ..state import PyTree
 from .source import Source
 from .stream import Block, Read, Stream
 

@@ -5,9 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Int, PyTree, UInt32
+from jaxtyping import Array, Bool, Int, UInt32
 
 from ..optimizers.arguments import whole
+from ..state import PyTree
 from .keys import seed_of
 from .shuffle import shuffled
 from .source import Source

@@ -4,7 +4,9 @@ import abc
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
+
+from ..state import PyTree
 
 
 class Source(eqx.Module):

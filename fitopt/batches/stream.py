@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
+from ..state import PyTree
 from .source import Source
 
 _MOST_BATCHES, _MOST_BYTES = 64, 2**23  # of a block

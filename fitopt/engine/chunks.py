@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..batches import Feed
 from ..history import Description, ResumePoint
@@ -15,7 +15,7 @@ from ..methods.method import Constants, StopReason
 from ..optimizers.arguments import number
 from ..optimizers.composition import known_rate
 from ..parameter.specification import called, check_value
-from ..state import Flat, Layout, ParameterVector
+from ..state import Flat, Layout, ParameterVector, PyTree
 from . import resume, snapshot, stop_reasons
 from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
 from .pace import Pace, Rhythm

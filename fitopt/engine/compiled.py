@@ -12,12 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..batches import draw
 from ..callback import Callback, Metric, StepInfo, own_methods
 from ..methods.method import Constants, Method, Objective, Stepper
-from ..state import Flat, Layout, ParameterVector
+from ..state import Flat, Layout, ParameterVector, PyTree
 from . import snapshot
 from .records import MOST_STEPS, Recorder, check_names
 from .snapshot import Snapshot
@@ -345,16 +345,16 @@ class Programs:
     def __init__(self, loop: Loop):
         self.loop = loop
         # Looking up a method of an Equinox module takes longer than calling it: once is enough.
-        self.results = own_methods(loop.problem.callbacks, "result")
-        self.finishes = own_methods(loop.problem.callbacks, "finish")
+        self.results: Any = own_methods(loop.problem.callbacks, "result")
+        self.finishes: Any = own_methods(loop.problem.callbacks, "finish")
         self.pace: dict[Any, tuple[float, float]] = {}  # by the shapes of the arrays
         self.averages: bool | None = None  # not known before the first start
-        self.start = jax.jit(loop.start)
-        self.advance = jax.jit(loop.advance)
-        self.move = jax.jit(loop.move)
-        self.set_learning_rate = jax.jit(loop.set_learning_rate)
-        self.settle = jax.jit(loop.settle)
-        self.values = jax.jit(loop.values)
-        self.learning_rate = jax.jit(loop.learning_rate)
-        self.falls_inside = jax.jit(loop.falls_inside)
-        self.gradients_finite = jax.jit(loop.gradients_finite)
+        self.start: Any = jax.jit(loop.start)
+        self.advance: Any = jax.jit(loop.advance)
+        self.move: Any = jax.jit(loop.move)
+        self.set_learning_rate: Any = jax.jit(loop.set_learning_rate)
+        self.settle: Any = jax.jit(loop.settle)
+        self.values: Any = jax.jit(loop.values)
+        self.learning_rate: Any = jax.jit(loop.learning_rate)
+        self.falls_inside: Any = jax.jit(loop.falls_inside)
+        self.gradients_finite: Any = jax.jit(loop.gradients_finite)

@@ -7,13 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from jax.extend.core import get_opaque_trace_state
-from jaxtyping import PyTree
 
 from ..batches import traced_sources
 from ..callback import Callback, HostCallback, StepInfo, label
 from ..history import History
 from ..methods.method import Method
-from ..state import Layout, flatten
+from ..state import Layout, PyTree, flatten
 from . import resume
 from .compiled import Loop, Problem, Programs
 from .implicit import ADJOINTS, scan_implicitly

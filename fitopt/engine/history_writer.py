@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ..callback import Callback
 from ..history import RESERVED, History, ResumePoint
 from ..methods.method import StopReason
+from ..state import PyTree
 
 
 class HistoryWriter:

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ..callback import Callback, Fit, HostCallback, HostFunction, label
 from ..history import ResumePoint
 from ..methods.method import StopReason
 from ..parameter import Parameter, with_value
-from ..state import combine, flatten, is_array, is_parameter
+from ..state import PyTree, combine, flatten, is_array, is_parameter
 from . import stop_reasons
 from .chunks import Chunks
 from .history_writer import HistoryWriter

@@ -12,11 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float
 
 from ..methods.derivatives import along_basis, value_and_gradient
 from ..methods.method import Constants
-from ..state import Layout, ParameterVector
+from ..state import Layout, ParameterVector, PyTree
 from .compiled import Loop, Problem
 from .scanned import Scanned, scan
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..callback import Callback, StepInfo
 from ..history import RESERVED
+from ..state import PyTree
 
 MOST_STEPS = 2**15  # of one chunk: room for this many losses is set aside
 _MOST_BYTES = 2**26  # of the records of one callback in one chunk

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from ..batches import Feed
 from ..callback import Callback, HostCallback
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
-from ..state import Flat, Layout
+from ..state import Flat, Layout, PyTree
 from . import resume, stop_reasons
 from .chunks import Chunks, End
 from .compiled import Programs

@@ -5,12 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..batches import epochs
 from ..callback import own_methods
 from ..history import History
 from ..methods.method import Constants
+from ..state import PyTree
 from . import snapshot
 from .compiled import FIRST_CALLBACK, NOT_FINITE, RUNNING, Carry, Loop
 from .records import records_of

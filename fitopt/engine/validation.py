@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..callback import Callback, HostCallback, PlainFunction, label
 from ..parameter.parameter import Parameter
-from ..state import is_parameter
+from ..state import PyTree, is_parameter
 
 MOST_STEPS = 10**9  # what a method gets that is to make as many as it takes
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Int
 
 from ..callback import own_methods
 from ..engine import stop_reasons
@@ -14,7 +14,7 @@ from ..engine.compiled import FIRST_CALLBACK, RUNNING, Loop
 from ..engine.validation import bad_start
 from ..methods.method import StopReason
 from ..parameter.specification import called, check_value
-from ..state import ParameterVector
+from ..state import ParameterVector, PyTree
 from .examination import Examination
 from .fits import Fits
 from .lanes import VACANT, Output, Records, Result

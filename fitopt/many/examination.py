@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool
 
 from ..engine import snapshot
 from ..engine.compiled import Carry, Loop
 from ..methods.method import Constants
+from ..state import PyTree
 from .states import States
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, PyTree
+from jaxtyping import Bool, Float, Int
 
 from ..callback import Callback
 from ..history import History
-from ..state import ParameterVector
+from ..state import ParameterVector, PyTree
 from . import storage
 from .states import States
 from .table import Table

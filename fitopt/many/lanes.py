@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from ..callback import own_methods
 from ..engine.compiled import NEAR, NOT_FINITE, RUNNING, Carry, Loop
 from ..engine.records import records_of
 from ..engine.scanned import conclude, nan_outside, select
 from ..methods.method import Constants
+from ..state import PyTree
 
 Given = Any  # arrays of NumPy on the host, traced in programs
 

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool
 
 from ..callback import own_methods
 from ..engine.compiled import Loop
 from ..engine.pace import Pace
+from ..state import PyTree
 from ..storage.checkpoint import with_key, without_key
 from .collector import Collector
 from .examination import Examination

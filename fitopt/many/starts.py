@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 from ..engine.validation import nothing_free
 from ..optimizers.arguments import one_of, whole
-from ..state import ParameterVector, flatten
+from ..state import ParameterVector, PyTree, flatten
 from .states import States
 
 _METHODS = {"sobol": "Sobol", "halton": "Halton", "latin_hypercube": "LatinHypercube"}

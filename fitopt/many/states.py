@@ -7,12 +7,12 @@ from typing import Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Int
 
 from ..engine.resume import describe_state, differences
 from ..engine.validation import nothing_free
 from ..methods.method import Constants
-from ..state import Flat, Layout, flatten, is_array, is_parameter
+from ..state import Flat, Layout, PyTree, flatten, is_array, is_parameter
 
 Column = Any  # an array, or a list of arrays, with a leading axis of states
 Numbers = Sequence[int] | Int[np.ndarray, " n"] | slice

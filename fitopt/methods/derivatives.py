@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..parameter.complex_numbers import from_real, to_real
+from ..state import PyTree
 
 MODES = ("rev", "fwd")
 

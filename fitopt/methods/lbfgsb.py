@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..state import PyTree
 from . import lbfgsb_model, wolfe_search
 from .derivatives import value_and_gradient
 from .lbfgsb_model import Bounds, Memory

@@ -15,8 +15,9 @@ import lineax as lx
 import optimistix as optx
 from jax import lax
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PyTree, Scalar
+from jaxtyping import Array, Bool, Float, Int, Scalar
 
+from ..state import PyTree
 from .derivatives import along_basis
 from .trust_region import Expectation, bounded_step, lengths, next_radius, squares, triangle_of
 

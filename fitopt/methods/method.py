@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxpr_as_fun
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from ..callback import StepInfo
-from ..state import ParameterVector
+from ..state import ParameterVector, PyTree
 
 
 class Constants(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..callback import StepInfo
 from ..optimizers.composition import has_rate, learning_rate, set_learning_rate
@@ -16,6 +16,7 @@ from ..optimizers.groups import by_name
 from ..optimizers.line_search import forget, last_search, line_searches
 from ..optimizers.lookahead import evaluation_params
 from ..parameter.complex_numbers import from_real, to_real
+from ..state import PyTree
 from .derivatives import value_and_gradient
 from .method import Method, Objective, Stepper
 

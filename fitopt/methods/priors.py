@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ..state import values
+from ..state import PyTree, values
 
 _WRAPPERS = ("Independent", "ExpandedDistribution")  # of numpyro: the same distribution in another shape
 

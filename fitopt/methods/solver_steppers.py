@@ -10,9 +10,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from ..callback import StepInfo
+from ..state import PyTree
 from .derivatives import value_and_gradient
 from .lbfgsb import LBFGSB
 from .levenberg_marquardt import LevenbergMarquardt

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from optax.contrib import split_real_and_imaginary
 from optax.transforms import PartitionState
 
+from ..state import PyTree
 from ..transforms.transform import real_dtype
 from .arguments import fraction, is_zero, number, one_of, positive
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import optax
-from jaxtyping import PyTree
 from optax.transforms import PartitionState
+
+from ..state import PyTree
 
 Path = tuple[Any, ...]  # of a leaf: the keys that jax.tree gives
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
-from jaxtyping import PyTree
 
+from ..state import PyTree
 from .groups import without_names
 
 _STATES = (optax.ScaleByBacktrackingLinesearchState, optax.ScaleByZoomLinesearchState)

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
+from ..state import PyTree
 from .arguments import fraction, is_zero, positive, whole
 from .composition import Clip, Optimizer, clip
 from .groups import merge, restrict, without_names

@@ -1,12 +1,14 @@
 """Complex arrays as real ones: optimizers, matrices and tables know real numbers."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
 
-def to_real(tree: PyTree) -> PyTree:
+def to_real(tree: Any) -> Any:
     """A pytree with real leaves: a complex one becomes its real and imaginary parts, stacked.
 
     >>> to_real(jnp.array(1 + 2j)).tolist()
@@ -16,7 +18,7 @@ def to_real(tree: PyTree) -> PyTree:
     return jax.tree.map(split, tree)
 
 
-def from_real(tree: PyTree, like: PyTree) -> PyTree:
+def from_real(tree: Any, like: Any) -> Any:
     """The inverse of `to_real`; `like` says which leaves are complex."""
     join = lambda x, y: jax.lax.complex(x[0], x[1]) if jnp.iscomplexobj(y) else x
     return jax.tree.map(join, tree, like)

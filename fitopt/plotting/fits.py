@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ..state import ParameterVector, flatten, values
+from ..state import ParameterVector, PyTree, flatten, values
 from ..uncertainty import Uncertainty
 from .style import ABOVE, BLUE, COLORS, DARK, GREY, new_axes, tidy
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, PyTree, Shaped
+from jaxtyping import Float, Int, Shaped
 
 from ..history import History
 from ..parameter import Parameter
-from ..state import is_parameter
+from ..state import PyTree, is_parameter
 from ..state.block import Block
 from ..state.layout import unique_names
 from .curves import Curve, real_curves, records, series, thinned, title

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, PyTree, Shaped
+from jaxtyping import Float, Shaped
 
 from ..parameter import Derived, Parameter, Spec
-from ..state import ParameterVector, flatten, is_leaf, values
+from ..state import ParameterVector, PyTree, flatten, is_leaf, values
 from ..state.block import Block
 from ..state.layout import unique_names
 from ..uncertainty import Interval, Uncertainty

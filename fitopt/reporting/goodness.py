@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
 
 from ..parameter.complex_numbers import to_real
+from ..state import PyTree
 from ..uncertainty import Uncertainty
 
 

@@ -9,10 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
 
 from ..parameter import Parameter
-from ..state import ParameterVector, flatten
+from ..state import ParameterVector, PyTree, flatten
 from ..uncertainty import Interval, Uncertainty
 from ..uncertainty.messages import listed
 from .elements import Element, Elements, blocks, derived_elements, elements, parameters_of

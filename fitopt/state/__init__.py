@@ -2,13 +2,14 @@
 
 from .layout import Flat, Layout, flatten
 from .parameter_vector import ParameterVector
-from .trees import combine, is_array, is_leaf, is_parameter, partition, values
+from .trees import PyTree, combine, is_array, is_leaf, is_parameter, partition, values
 from .unconstrained import Unconstrained, unconstrained
 
 __all__ = [
     "Flat",
     "Layout",
     "ParameterVector",
+    "PyTree",
     "Unconstrained",
     "combine",
     "flatten",

@@ -1,6 +1,6 @@
 """A state and its Parameters: values, and the parts that are free and fixed."""
 
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,9 @@ from ..parameter import Derived, Parameter
 from ..parameter.derived import compute
 
 State = TypeVar("State")
+
+# For people: type checkers know no better name for any nesting of containers and leaves than Any.
+PyTree: TypeAlias = Any
 
 
 def is_parameter(x: Any) -> bool:

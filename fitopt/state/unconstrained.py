@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..parameter.complex_numbers import to_real
 from .layout import flatten
 from .parameter_vector import Block, ParameterVector
+from .trees import PyTree
 
 Position = dict[str, Array]  # by the names of the free Parameters
 

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..parameter import Parameter, Spec, with_value
 from ..parameter.specification import called, check_value
-from ..state import is_parameter
+from ..state import PyTree, is_parameter
 from ..state.block import Block
 from ..transforms import Identity
 

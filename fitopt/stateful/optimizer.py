@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
 
 from ..methods.optax_method import check_optimizer
 from ..optimizers.composition import InjectLearningRateState, learning_rate, set_learning_rate
+from ..state import PyTree
 from .leaves import NUMBERS, replaced, zeros_like
 from .parameter_group import Kept, ParameterGroup, Plan, State
 from .state_dict import as_dict, from_dict, placed

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 from ..optimizers.groups import by_name
 from ..optimizers.line_search import line_searches
 from ..parameter.complex_numbers import from_real, to_real
-from ..state import is_parameter
+from ..state import PyTree, is_parameter
 from .leaves import Leaf, Path, is_moved, leaf_of, leaves_by_path, name
 
 # For each leaf where they differ: the last position, and the value that belongs to it. Without them

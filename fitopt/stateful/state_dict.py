@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
+from ..state import PyTree
 from .leaves import Path, name, text
 from .parameter_group import Plan, State
 

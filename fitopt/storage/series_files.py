@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import PyTree
 
+from ..state import PyTree
 from . import npz as archive
 
 Entry = dict[str, Any]  # for JSON: what a file holds of a series

@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
 from ..many.fits import Fits
 from ..many.states import States
 from ..optimizers.arguments import one_of, whole
-from ..state import Flat, ParameterVector, flatten
+from ..state import Flat, ParameterVector, PyTree, flatten
 from .profile import Interval
 
 _KINDS = ("residual", "case")

@@ -6,10 +6,10 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..many.fits import Fits
-from ..state import ParameterVector
+from ..state import ParameterVector, PyTree
 from .estimation import Programs
 from .prediction import Prediction
 from .result import Uncertainty

@@ -50,7 +50,7 @@ class NamedMatrix(np.ndarray):
             raise KeyError(f"no element {name!r}; there are {listed(self.names, most=50)}")
         return self.names.index(name)
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return NamedMatrix.of, (np.asarray(self), self.names)
 
     def to_dataframe(self) -> "DataFrame":

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..engine.validation import check_loss
-from ..state import flatten, unconstrained, values
+from ..state import PyTree, flatten, unconstrained, values
 
 if TYPE_CHECKING:
     from arviz import InferenceData

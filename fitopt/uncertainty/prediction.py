@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+
+from ..state import PyTree
 
 
 class Prediction(NamedTuple):

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..methods.derivatives import along_basis
 from ..parameter.complex_numbers import to_real
-from ..state import Flat, Layout, ParameterVector
+from ..state import Flat, Layout, ParameterVector, PyTree
 from .curvature import first_differentiable
 
 _MOST = 16  # functions whose programs are kept

@@ -8,11 +8,11 @@ from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 from ..methods.derivatives import MODES
 from ..parameter.complex_numbers import joined
-from ..state import ParameterVector, flatten
+from ..state import ParameterVector, PyTree, flatten
 from . import conditional_fits, covariance, messages, sampling
 from . import profile as profiles
 from .contour import Contour, contour

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from ..state import Flat, ParameterVector
+from ..state import Flat, ParameterVector, PyTree
 from .likelihood import Likelihood
 from .messages import listed
 
