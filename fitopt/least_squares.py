@@ -115,6 +115,7 @@ class LeastSquares(Fitter):
         max_steps: int = 10_000,
         mode: str | None = None,
         *,
+        batches: None = None,
         resume_from: str | os.PathLike[str] | History | None = None,
         adjoint: str = "unrolled",
     ) -> tuple[State, History]:
@@ -129,6 +130,7 @@ class LeastSquares(Fitter):
             Residuals with a `lax.while_loop` need forward mode, and a solver that does without
             transposes, as `LevenbergMarquardt` and `GaussNewton` do; those with a `jax.custom_vjp` need
             reverse mode.
+        - `batches`: refused, as the steps compare residuals of the same data.
         - `resume_from`: a directory of checkpoints, or a history, as for `fitopt.OptaxOptimizer`.
         - `adjoint`: what `grad` and `jvp` around the fit differentiate: `"unrolled"`, all of the steps;
             or `"implicit"`, the minimum itself, which takes one linear solve and no memory for steps.
@@ -145,6 +147,11 @@ class LeastSquares(Fitter):
         near that of the steps that are needed. It can be differentiated in forward and in reverse mode,
         through the steps or, with `adjoint="implicit"`, at the minimum with the full Hessian.
         """
+        if batches is not None:
+            raise TypeError(
+                "batches: the steps of least squares compare residuals of the same data; minimise a loss "
+                "of batches with fitopt.OptaxOptimizer(loss, optimizer)"
+            )
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
         with explained_by_priors(self._residuals, state):

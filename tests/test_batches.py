@@ -367,6 +367,11 @@ def test_a_minimiser_refuses_batches(line):
         OptaxOptimizer(line_loss, fitopt.LBFGSB(1e-6, 0.0)).run(line, 3, batches=SOURCE)
 
 
+def test_least_squares_refuses_batches_and_says_why(line):
+    with pytest.raises(TypeError, match="compare residuals of the same data"):
+        fitopt.LeastSquares(lambda state: state["slope"] - X).run(line, batches=SOURCE)
+
+
 def test_an_iterable_cannot_be_read_inside_jit(line):
     with pytest.raises(TypeError, match="inside jit"):
         jax.jit(lambda line: LINE.run(line, 3, batches=generator(3)))(line)
