@@ -28,7 +28,7 @@ _FILLING = 1.0  # steps take about as long as taking out what has ended and fill
 class Lane(NamedTuple):
     """One fit; in programs a leading axis of lanes comes first."""
 
-    fit: Int[Array, ""]  # its number, or VACANT
+    fit: Int[Given, ""]  # its number, or VACANT
     start: list[Array]
     fixed: list[Any]  # of the arrays that are not fitted those that are not the same in all fits
     carry: Carry
@@ -118,13 +118,12 @@ class LaneProgram:
         self._steps_at_all = steps_at_all
         self._finishing = [i for i, _ in own_methods(loop.problem.callbacks, "finish")]
 
-    def blank(self, page: Page, shared: list[Any], width: int) -> Lanes:
-        """Lanes without a fit, of fits such as those of a page."""
+    def blank(self, page: Page, shared: list[Any], width: int) -> Lane:
+        """Lanes without a fit, of fits such as those of a page; of NumPy, which compiles nothing."""
         begin = jax.vmap(self.begin, in_axes=(0, 0, 0, None))
         shapes = jax.eval_shape(begin, page.fit, page.start, page.fixed, shared)
-        lane: Lane = jax.tree.map(lambda x: _zeros((width, *x.shape[1:]), x.dtype), shapes)
-        zero = jnp.zeros((), jnp.float32)
-        return Lanes(lane._replace(fit=jnp.full(width, VACANT, jnp.int32)), zero, zero)
+        lane: Lane = jax.tree.map(lambda x: _zeros((width, *x.shape[1:]), x.dtype, np), shapes)
+        return lane._replace(fit=np.full(width, VACANT, np.int32))
 
     def _constants(self, start: list[Array], fixed: list[Any], shared: list[Any]) -> Constants:
         """Those of one lane; `shared` has None in place of what varies."""
@@ -297,9 +296,9 @@ class LaneProgram:
         return Output(lanes, results, Records(*records) if self.room else None, counts)
 
 
-def _zeros(shape: tuple[int, ...], dtype: Any) -> Array:
+def _zeros(shape: tuple[int, ...], dtype: Any, library: Any = jnp) -> Any:
     if not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return jnp.zeros(shape, dtype)
+        return library.zeros(shape, dtype)
     for generator in ("threefry2x32", "rbg", "unsafe_rbg"):
         key = jax.random.key(0, impl=generator)
         if key.dtype == dtype:

@@ -47,12 +47,11 @@ class Compiled:
         key = feed.width, feed.shapes
         if key not in self._blanks:
             width = feed.width * len(self.devices)
-            make = lambda page, shared: self._program.blank(page, shared, width)
-            lanes = jax.jit(make)(feed.page, feed.shared)
-            zeros = np.zeros(len(self.devices), lanes.steps.dtype)
-            self._blanks[key] = lanes._replace(steps=zeros, ended=zeros)
+            lane = self._program.blank(feed.page, feed.shared, width)
+            zeros = np.zeros(len(self.devices), np.float32)
+            self._blanks[key] = Lanes(lane, zeros, zeros)
         # Copies, as what the program gets is donated.
-        return jax.device_put(jax.tree.map(jnp.copy, self._blanks[key]), self.split)
+        return jax.device_put(jax.tree.map(jnp.array, self._blanks[key]), self.split)
 
 
 class Machine:
