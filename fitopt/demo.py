@@ -222,11 +222,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.starts > 1:
         fits = fit_many(arguments.starts)
         print(fits, tell_starts(fits), sep="\n")
-        name, draw = "lynx_hare_starts.png", functools.partial(plot_starts, fits)
+        name, draw = "lynx_hare_starts.png", lambda path: plot_starts(fits, path)
     else:
         fitted, history = fit()
         print(report(fitted, history))
-        name, draw = "lynx_hare.png", functools.partial(plot, fitted, history)
+        name, draw = "lynx_hare.png", lambda path: plot(fitted, history, path)
     if not arguments.no_plot:
         picture = arguments.output / name
         try:

@@ -44,8 +44,8 @@ class Lanes(NamedTuple):
     """All that goes from one call of the program to the next."""
 
     lane: Lane
-    steps: Float[Array, ""]  # made of late, in all lanes
-    ended: Float[Array, ""]  # of late
+    steps: Float[Given, ""]  # made of late, in all lanes
+    ended: Float[Given, ""]  # of late
 
 
 class Page(NamedTuple):
