@@ -149,8 +149,8 @@ class LeastSquares(Fitter):
         """
         if batches is not None:
             raise TypeError(
-                "batches: the steps of least squares compare residuals of the same data; minimise a loss "
-                "of batches with fitopt.OptaxOptimizer(loss, optimizer)"
+                "batches: the steps of least squares compare residuals of the same data; minimise a "
+                "loss of batches with fitopt.OptaxOptimizer(loss, optimizer)"
             )
         if mode not in (None, *MODES):
             raise ValueError(f'mode must be "rev", "fwd" or None, got {mode!r}')
