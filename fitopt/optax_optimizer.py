@@ -1,6 +1,7 @@
 """`OptaxOptimizer`: fit the Parameters of a state with any optax optimizer."""
 
 import functools
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, overload
@@ -88,7 +89,7 @@ class OptaxOptimizer(Fitter):
             method = OptimistixMethod(optimizer)
         else:
             method = OptaxMethod(optimizer, of_example)
-        self._needs_batches = example_loss is not None
+        self._needs_batches = example_loss is not None or _takes_two(loss)
         super().__init__(callback, functools.partial(_evaluate, loss, has_aux), method)
 
     def run(
@@ -142,7 +143,7 @@ class OptaxOptimizer(Fitter):
                 "the same data; take an optax optimizer (optax.lbfgs searches within a step)"
             )
         if batches is None and self._needs_batches:
-            raise TypeError("batches must be given where there is an example_loss")
+            raise TypeError("batches must be given, as the loss takes one besides the state")
         with explained_by_priors(self._loss, state):
             return self._run(state, max_steps, mode, resume_from, adjoint, batches)
 
@@ -250,6 +251,16 @@ class OptaxOptimizer(Fitter):
         return (
             many.of_fits(self._derivatives, one, mode, state) if isinstance(state, Fits) else one(state)
         )
+
+
+def _takes_two(loss: Callable[..., Any]) -> bool:
+    """Whether a function needs a second argument, as far as that can be known."""
+    try:
+        parameters = inspect.signature(loss).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    needed = [x for x in parameters if x.default is x.empty and x.kind <= x.POSITIONAL_OR_KEYWORD]
+    return len(needed) > 1
 
 
 def _evaluate(loss: Callable[..., Any], has_aux: bool, state: Any, *batch: Any) -> tuple[Array, Any]:

@@ -337,7 +337,9 @@ def test_going_on_with_another_seed_is_refused(line):
         (lambda: Minibatches(DATA, 5, seed=-1), ValueError, "seed"),
         (lambda: Minibatches(DATA, 5, shuffle=1), TypeError, "shuffle must be True or False"),
         (lambda: Minibatches({"x": X, "y": X[1:]}, 5), ValueError, r"\['x'\] has 23.*\['y'\] has 22"),
-        (lambda: Minibatches({"x": "text"}, 5), TypeError, r"data\['x'\] must be an array"),
+        (lambda: Minibatches({"x": "text"}, 5), TypeError, r"data\['x'\] must be an array of numbers"),
+        (lambda: Minibatches({"x": np.array(["a"])}, 1), TypeError, r"data\['x'\] must be an array"),
+        (lambda: Minibatches(np.zeros((0, 2)), 1), ValueError, "must have rows, and has none"),
         (lambda: Minibatches({}, 5), ValueError, "must hold arrays"),
         (lambda: Keys("seed"), TypeError, "Keys: seed must be an integer"),
     ],
@@ -352,6 +354,7 @@ def test_bad_sources(call, error, message):
     [
         (3, TypeError, "batches must be fitopt.Minibatches"),
         (X, TypeError, "batches must be fitopt.Minibatches"),
+        (DATA, TypeError, r"fitopt\.Minibatches\(data, batch_size\); got 'x', 'y'"),
         ((SOURCE, 3), TypeError, r"batches\[1\] must be"),
         ([], ValueError, "not given a single batch"),
         ([{"x": "text"}], TypeError, r"batches\['x'\] must be an array of numbers"),
@@ -365,6 +368,11 @@ def test_bad_batches(line, batches, error, message):
 def test_a_minimiser_refuses_batches(line):
     with pytest.raises(TypeError, match=r"optax\.lbfgs searches within a step"):
         OptaxOptimizer(line_loss, fitopt.LBFGSB(1e-6, 0.0)).run(line, 3, batches=SOURCE)
+
+
+def test_a_loss_of_batches_wants_them(line):
+    with pytest.raises(TypeError, match="batches must be given"):
+        LINE.run(line, 3)
 
 
 def test_least_squares_refuses_batches_and_says_why(line):

@@ -5,7 +5,7 @@ import optax
 import pytest
 import scipy.stats
 
-from fitopt import LeastSquares, OptaxOptimizer, Parameter, bootstrap, report
+from fitopt import Derived, LeastSquares, OptaxOptimizer, Parameter, bootstrap, report
 
 X = np.linspace(0.0, 3.0, 40)
 RNG = np.random.default_rng(2)
@@ -95,6 +95,16 @@ def test_the_same_seed_gives_the_same_samples(fitted):
     first, again, other = (bootstrap(fit, state, n=20, seed=seed).samples for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).all()
+
+
+def test_what_is_derived_follows_from_the_resampled_fit(fitted):
+    _, state, _ = fitted
+    doubled = Derived("doubled", lambda state: 2 * state["half"])
+    halved = {"half": state["slope"].replace(name="half", value=0.5), "offset": state["offset"], "y": Y}
+    fit = LeastSquares(lambda s: s["offset"] + s["doubled"] * X - s["y"])
+    made = bootstrap(fit, fit.run(halved | {"doubled": doubled})[0], n=20, seed=1)
+    plain = bootstrap(fitted[0], state, n=20, seed=1)
+    np.testing.assert_allclose(2 * made.samples[:, 0], plain.samples[:, 1], rtol=1e-6)
 
 
 def test_arguments_that_cannot_be_meant_are_errors(fitted):

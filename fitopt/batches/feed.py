@@ -48,6 +48,11 @@ class Feed:
         leaves, self._structure = jax.tree.flatten(batches, is_leaf=_is_source)
         if not any(isinstance(leaf, Source) for leaf in leaves):
             leaves, self._structure = [batches], jax.tree.structure(0)
+        if isinstance(batches, dict) and leaves == [batches]:
+            raise TypeError(
+                "batches is a dict without a source: wrap data on the device as "
+                f"fitopt.Minibatches(data, batch_size); got {', '.join(map(repr, batches))}"
+            )
         names = ["batches"] if len(leaves) == 1 else [f"batches[{i}]" for i in range(len(leaves))]
         for name, leaf in zip(names, leaves, strict=True):
             is_iterable = hasattr(leaf, "__iter__") and not hasattr(leaf, "shape")

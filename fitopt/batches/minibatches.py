@@ -19,8 +19,8 @@ def n_rows(name: str, data: PyTree) -> int:
     lengths = {}
     for path, leaf in jax.tree.leaves_with_path(data):
         where = name + jax.tree_util.keystr(path)
-        if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
-            raise TypeError(f"{where} must be an array with a leading axis of rows, got {leaf!r}")
+        if not hasattr(leaf, "shape") or np.dtype(leaf.dtype).kind in "OUS":
+            raise TypeError(f"{where} must be an array of numbers with rows, got {leaf!r}")
         if not leaf.shape:
             raise ValueError(f"{where} must have a leading axis of rows, but it is a scalar")
         lengths[where] = leaf.shape[0]
@@ -28,8 +28,11 @@ def n_rows(name: str, data: PyTree) -> int:
         raise ValueError(f"{name} must hold arrays, got {data!r}")
     if len({*lengths.values()}) > 1:
         counts = ", ".join(f"{where} has {length}" for where, length in lengths.items())
-        raise ValueError(f"{name} must have as many rows in all arrays: {counts}")
-    return next(iter(lengths.values()))
+        raise ValueError(f"the number of rows must be the same in all arrays: {counts}")
+    rows = next(iter(lengths.values()))
+    if not rows:
+        raise ValueError(f"{name} must have rows, and has none")
+    return rows
 
 
 class Minibatches(Source):

@@ -269,6 +269,8 @@ class Fits(Sequence[tuple[Any, History]]):
     def __getitem__(self, number: int | slice) -> Any:
         if isinstance(number, slice):
             return self.select(range(len(self))[number])
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there are {len(self)} fits, got number {number}")
         number = range(len(self))[number]
         state = self._states.with_values(number, [x[number] for x in self._table.values])
         return state, self._history(number)

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from ..many.fits import Fits
 from ..many.states import States
 from ..optimizers.arguments import one_of, whole
-from ..state import Flat, ParameterVector, PyTree, flatten
+from ..parameter import Derived
+from ..state import Flat, ParameterVector, PyTree, flatten, is_leaf
 from .profile import Interval
 
 _KINDS = ("residual", "case")
@@ -239,6 +240,9 @@ def _states(
     is_shifted: bool,
 ) -> States:
     """Pairs of the fitted state and of what changes its residuals."""
+    # What is derived follows from the state, not from the pair.
+    of_pair = lambda x: Derived(x.name, lambda pair: x.fn(pair[0])) if isinstance(x, Derived) else x
+    state = jax.tree.map(of_pair, state, is_leaf=is_leaf)
     first = [x[0] if is_shifted else x for x in shifts], [x[0] for x in weights]
     template = flatten((state, tuple(jax.tree.unflatten(structure, x) for x in first)))
     free = [np.broadcast_to(np.asarray(x), (count, *x.shape)) for x in flat.free]
