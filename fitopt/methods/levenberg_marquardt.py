@@ -177,12 +177,12 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
         promising |= first
         reduced = lax.cond(promising, lambda: _reduced(jacobian(), residual), lambda: state.reduced)
         # Where the loss would tell no more than rounding, the gradient should become no larger, or what
-        # the parameters could yet remove of the residuals.
+        # the parameters could yet remove of the residuals fall by half: less may be rounding for ever.
         bounds = _bounds(options, point)
         gradient = lax.stop_gradient(reduced[:, :-1].T @ reduced[:, -1])
         gradient /= jnp.where(state.scale > 0, state.scale, 1)
         flatter = squares(jnp.where(_held(trial, gradient, bounds), 0, gradient)) <= expected.steepness
-        flatter |= squares(reduced[: point.size, -1]) <= squares(state.reduced[: point.size, -1])
+        flatter |= squares(reduced[: point.size, -1]) <= squares(state.reduced[: point.size, -1]) / 2
         gain = lax.stop_gradient(jnp.where(visible, gain, jnp.where(flatter, _NO_GAIN, -1)))
         # A step within the tolerance is taken even so: its derivatives may not have converged yet.
         enough = (gain > _LEAST_GAIN) | (expected.small > 0)
