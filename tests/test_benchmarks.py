@@ -58,7 +58,8 @@ def test_a_peer_that_cannot_be_imported_says_why():
     assert reason == f"{importlib.metadata.version('optax')} cannot be imported: no such symbol"
 
 
-APART = ("peers", "named", "braintools")  # too many programs to compile, or not installed
+# Too many programs or processes, or not installed.
+APART = ("peers", "named", "braintools", "many")
 
 
 @pytest.mark.parametrize("name", [name for name in program.GROUPS if name not in APART])

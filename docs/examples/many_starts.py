@@ -14,6 +14,7 @@ def main() -> None:
     """Fit, and let the first process tell what was found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=5000, help="of a fit, at most")
     parser.add_argument(
         "--directory", default="starts", help="of the checkpoints, which all processes see"
     )
@@ -30,7 +31,7 @@ def main() -> None:
         [EarlyStopping(200, 1e-9), KeepBest(), Checkpoint(options.directory, seconds=60)],
     )
     states = fitopt.starts(demo.make_state(), options.starts)
-    fits = optimizer.run_many(states, max_steps=5000, resume_from=options.directory)
+    fits = optimizer.run_many(states, max_steps=options.steps, resume_from=options.directory)
     if jax.process_index() == 0:
         print(fits, demo.tell_starts(fits), sep="\n")
         fits.save("starts.npz")

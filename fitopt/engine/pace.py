@@ -7,7 +7,7 @@ from ..callback import HostCallback
 from .records import MOST_STEPS
 
 CHUNK_SECONDS = 0.1  # Ctrl-C, progress bars and time limits wait for no longer than about this,
-_MOST_SECONDS = 0.4  # or this, where beginning a chunk takes so long that short ones would be a waste
+_MOST = 4  # times as long, where beginning a chunk takes so long that short ones would be a waste
 _SHARE = 0.05  # that beginning a chunk may have of its time
 
 
@@ -33,7 +33,7 @@ class Pace:
         return max(1, min(self._fitting(), 32 * limit))
 
     def _fitting(self) -> int:
-        seconds = min(max(CHUNK_SECONDS, self._overhead / _SHARE), _MOST_SECONDS)
+        seconds = min(max(CHUNK_SECONDS, self._overhead / _SHARE), _MOST * CHUNK_SECONDS)
         return min(int((seconds - self._overhead) / self.seconds), MOST_STEPS)
 
     def note(self, limit: int, steps: int, seconds: float, began_early: bool) -> None:
@@ -59,7 +59,7 @@ class Pace:
             factor = seconds / (self._overhead + self.seconds * steps)
             return factor * self._overhead, factor * self.seconds
         # A chunk of more steps will tell, and does not take much longer.
-        return (seconds / 2, pace / 4) if steps == 1 and seconds < _MOST_SECONDS else (0.0, pace)
+        return (seconds / 2, pace / 4) if steps == 1 and seconds < _MOST * CHUNK_SECONDS else (0.0, pace)
 
 
 class Rhythm:

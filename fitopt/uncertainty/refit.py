@@ -70,8 +70,7 @@ def refit_program(
                 max_steps=_MOST_STEPS,
                 throw=False,
             )
-            loss = jnp.sum(jnp.square(output(solution.value)))
-            has_converged = solution.result == optx.RESULTS.successful
+            rise = lambda steps: jnp.sum(jnp.square(output(steps))) / (2 * unit)
         else:
             rise = lambda steps: (output(steps) - best) / (2 * unit)
             solution = optx.minimise(
@@ -82,11 +81,11 @@ def refit_program(
                 max_steps=_MOST_STEPS,
                 throw=False,
             )
-            loss = output(solution.value)
-            # The position of an element on a bound goes on for ever, though nothing changes by that.
-            slopes = (jax.jacfwd if mode == "fwd" else jax.grad)(rise)(solution.value)
-            is_flat = jnp.max(jnp.abs(slopes)) < precision**0.2
-            has_converged = (solution.result == optx.RESULTS.successful) | is_flat
+        loss = jnp.sum(jnp.square(output(solution.value))) if squares else output(solution.value)
+        # The position of an element on a bound goes on for ever, though nothing changes by that.
+        slopes = (jax.jacfwd if mode == "fwd" else jax.grad)(rise)(solution.value)
+        is_flat = jnp.max(jnp.abs(slopes)) < precision**0.2
+        has_converged = (solution.result == optx.RESULTS.successful) | is_flat
         return Refit(loss, vector.elements(values(solution.value)), has_converged)
 
     return program

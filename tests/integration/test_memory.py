@@ -30,11 +30,11 @@ def fit(i):
     callbacks = [EarlyStopping(5), lambda *arguments: None]
     OptaxOptimizer(loss, optax.sgd(0.1), callbacks).run({"x": Parameter("x", 0.0)}, 3)
 
-for i in range(50):
+for i in range(30):
     fit(i)
 gc.collect()
 before = resident()
-for i in range(150):
+for i in range(70):
     fit(i)
 gc.collect()
 print(resident() - before)
@@ -64,8 +64,8 @@ def growth(script):
     return float(done.stdout.split()[-1])
 
 
-def test_two_hundred_instances_with_fresh_closures_leave_memory_flat():
-    assert growth(MANY_INSTANCES) < 15  # MB; their data alone would be 60
+def test_a_hundred_instances_with_fresh_closures_leave_memory_flat():
+    assert growth(MANY_INSTANCES) < 10  # MB; their data alone would be 28
 
 
 def test_a_long_fit_needs_memory_for_its_losses_alone():
