@@ -228,3 +228,11 @@ def test_bad_arguments_are_refused_with_a_sentence(make, sentence):
 
 def test_it_is_shown_by_name_and_function():
     assert repr(STATE["half_life"]) == "Derived('half_life', half_life)"
+
+
+def test_a_name_without_a_standard_error_is_told_where_to_look():
+    state = {"rate": Parameter("rate", 1.0), "half_life": Derived("half_life", half_life)}
+    optimizer = LeastSquares(lambda s: 2.5 * jnp.exp(-s["rate"] * X) - Y)
+    uncertainty = optimizer.uncertainty(optimizer.run(state)[0])
+    with pytest.raises(KeyError, match="'half_life' is fitted; there are rate; .* by propagate"):
+        uncertainty.standard_errors["half_life"]

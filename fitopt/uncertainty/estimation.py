@@ -287,9 +287,19 @@ def _uncertainty(
     )
 
 
+class ByName(dict[str, Any]):
+    """What belongs to Parameters, by name; a name that is not there is told which there are."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"no parameter {name!r} is fitted; there are {', '.join(self)}; what is computed of them, "
+            "such as a Derived, has its error by propagate"
+        )
+
+
 def standard_errors(vector: ParameterVector, errors: Float[np.ndarray, " elements"]) -> dict[str, Any]:
     """Errors by the names of Parameters, and as a tree."""
     arrays = vector.arrays(errors)
     pairs = zip(vector.names, arrays, strict=True)
     by_name = {name: array if array.ndim else array.item() for name, array in pairs}
-    return {"standard_errors": by_name, "errors": vector.layout.free_tree(arrays)}
+    return {"standard_errors": ByName(by_name), "errors": vector.layout.free_tree(arrays)}

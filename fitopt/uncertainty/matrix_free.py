@@ -15,7 +15,7 @@ from ..engine.validation import depth_in_package
 from ..state import Layout, ParameterVector
 from . import covariance, messages
 from .curvature import Modes, first_differentiable, hessian_modes, linearized
-from .estimation import flat_of, standard_errors
+from .estimation import ByName, flat_of, standard_errors
 from .likelihood import conditional, on_bound
 from .named_matrix import NamedMatrix
 from .result import Uncertainty
@@ -70,7 +70,7 @@ def of_some(
     everything[rows] = errors
     facts = standard_errors(vector, everything)
     owners = dict.fromkeys(vector.owner(row) for row in sorted(rows))
-    facts["standard_errors"] = {name: facts["standard_errors"][name] for name in owners}
+    facts["standard_errors"] = ByName({name: facts["standard_errors"][name] for name in owners})
     tolerance = covariance.tolerance(vector.dtype)
     rough = known & (solution.residual > _ROUGH * _tolerance(vector.dtype))
     sentence = "not determined: conjugate gradients found no curvature that would hold it"
