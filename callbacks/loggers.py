@@ -1,5 +1,6 @@
 """What host callbacks that write series to files and trackers have in common, and `CSVLogger`."""
 
+import abc
 import contextlib
 import csv
 import io
@@ -24,7 +25,7 @@ _CHUNK = 100_000  # rows in memory at once
 Steps = Int[np.ndarray, " rows"]
 
 
-class Log:
+class Log(abc.ABC):
     """What one fit writes to one place: the series of its history, at every `every`-th step.
 
     An error while writing does not end the fit. There is one warning; what could not be written is
@@ -40,11 +41,11 @@ class Log:
         self.wait: int = 0
         self.warned: bool = False
 
+    @abc.abstractmethod
     def write(self, table: dict[str, Column], rows: Callable[[int], Steps]) -> None:
         """Write what is missing, and move `start`; `rows(i)` are the steps from i on that are due."""
-        raise NotImplementedError
 
-    def describe(self, state: PyTree, max_steps: int) -> None:
+    def describe(self, state: PyTree, max_steps: int) -> None:  # noqa: B027  # may stay empty
         """Write what does not change, once."""
 
     def visit(self, ended: bool = False) -> None:
@@ -84,7 +85,7 @@ def due_rows(start: int, until: int, every: int, ended: bool) -> Steps:
     return np.append(rows, last) if ended and last >= start and last % every else rows
 
 
-class Logger(HostCallback):
+class Logger(HostCallback, abc.ABC):
     """A host callback that writes the series of a fit's history somewhere, after every chunk."""
 
     every: int | None = None
@@ -93,9 +94,9 @@ class Logger(HostCallback):
     def __init__(self, every: int):
         self.interval: int = arguments.whole(f"{type(self).__name__}: every", every)
 
+    @abc.abstractmethod
     def log(self, fit: Fit) -> contextlib.AbstractContextManager[Log]:
         """Open what a fit writes to."""
-        raise NotImplementedError
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:

@@ -1,5 +1,6 @@
 """`LivePlot`: a picture of the fit while it runs."""
 
+import abc
 import contextlib
 import io
 import os
@@ -139,16 +140,17 @@ def _draw(figure: "Figure", history: History, names: str | Sequence[str] | None)
 # Where pictures go.
 
 
-class _Screen:
+class _Screen(abc.ABC):
     """A figure, and how to show it."""
 
     figure: "Figure"
     is_open = True
 
+    @abc.abstractmethod
     def show(self, step: int) -> None:
-        raise NotImplementedError
+        """Show the figure as it is after a step."""
 
-    def wait(self) -> None:
+    def wait(self) -> None:  # noqa: B027  # may stay empty
         """Let the user look and click."""
 
 
