@@ -185,6 +185,8 @@ class OptaxOptimizer(Fitter):
             raise ValueError(f'mode must be "rev" or "fwd", got {mode!r}')
         if max_steps is None:
             max_steps = MOST_STEPS if self._ends_by_itself else 1
+        if self._needs_batches:
+            raise TypeError("run_many has no batches, and the loss takes one besides the state; use run")
         means = Means(self._problem, self._callbacks, self._many)
         options = Options(max_steps, mode, lanes, devices, record, resume_from)
         return run_many(means, states, options)
@@ -234,6 +236,11 @@ class OptaxOptimizer(Fitter):
         **Raises:** `ValueError` if derivatives are not finite; `TypeError` inside `jit`, `vmap`, `grad`;
         `KeyError` for unknown `parameters`.
         """
+        if self._needs_batches:
+            raise TypeError(
+                "the loss takes a batch besides the state, of which errors say nothing; take those of "
+                "OptaxOptimizer(lambda state: loss(state, data), optimizer), with all data"
+            )
         from .uncertainty import estimation, many
 
         if mode not in (None, *MODES):

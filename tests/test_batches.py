@@ -373,6 +373,10 @@ def test_a_minimiser_refuses_batches(line):
 def test_a_loss_of_batches_wants_them(line):
     with pytest.raises(TypeError, match="batches must be given"):
         LINE.run(line, 3)
+    with pytest.raises(TypeError, match="run_many has no batches"):
+        LINE.run_many([line], 3)
+    with pytest.raises(TypeError, match="with all data"):
+        LINE.uncertainty(line)
 
 
 def test_least_squares_refuses_batches_and_says_why(line):
