@@ -21,6 +21,7 @@ from . import (
     optimizers,
     peers,
     scalar,
+    sizes,
 )
 from .machine import describe
 from .table import markdown
@@ -28,6 +29,7 @@ from .timing import FULL, QUICK
 
 GROUPS = {
     **engine.GROUPS,
+    **sizes.GROUPS,
     **callbacks.GROUPS,
     **least_squares.GROUPS,
     **bounds.GROUPS,

@@ -1,4 +1,7 @@
-"""A first call: `python -m benchmarks.first_call {bare,fitopt} STEPS` prints its seconds as JSON."""
+"""A first call: `python -m benchmarks.first_call {bare,fitopt} STEPS COUNT` prints its seconds as JSON.
+
+The problem is that of COUNT named scalars; with three it is the exponential.
+"""
 
 import json
 import sys
@@ -7,12 +10,12 @@ import time
 import jax
 
 from .engine import fit
-from .problems import bare_scan, exponential
+from .problems import bare_scan, exponential, named_scalars
 
 
-def main(kind: str, steps: int) -> None:
+def main(kind: str, steps: int, scalars: int) -> None:
     """Time one call; that the device is up and its data are there does not count."""
-    problem = exponential(steps)
+    problem = exponential(steps) if scalars == 3 else named_scalars(scalars, steps)
     jax.block_until_ready((problem.params, problem.data))
     began = time.perf_counter()
     {"bare": bare_scan, "fitopt": fit}[kind](problem)()
@@ -20,4 +23,4 @@ def main(kind: str, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,5 +1,6 @@
 """The fits that are timed, and how one writes them by hand."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -68,6 +69,39 @@ def simulation(steps: int = 2_000) -> Problem:
 
     y = jax.jit(trajectory)({"growth": 1.1, "hunting": 0.8, "death": 0.7})
     return Problem(loss, _arrays(growth=1.0, hunting=1.0, death=1.0), {"y": y}, steps)
+
+
+def named_scalars(count: int, steps: int) -> Problem:
+    """The sum of squares of numbers, each a leaf of its own."""
+    return Problem(_sum_of_squares, _arrays(**{f"p{i}": 0.1 * i for i in range(count)}), {}, steps)
+
+
+def vector(count: int, steps: int) -> Problem:
+    """The sum of squares of the entries of an array."""
+    return Problem(_sum_of_squares, {"x": jnp.zeros(count, jnp.float32)}, {}, steps)
+
+
+def _sum_of_squares(state: Mapping[str, Any]) -> Float[Array, ""]:
+    return sum((jnp.sum((x - 1.5) ** 2) for x in state.values()), start=jnp.zeros(()))
+
+
+def network(steps: int, rows: int = 512) -> Problem:
+    """The regression of a network with layers of 64, 256, 256 and one on random rows."""
+    sizes, rng = (64, 256, 256, 1), np.random.default_rng(0)
+    params = {}
+    for layer, (before, after) in enumerate(itertools.pairwise(sizes)):
+        params[f"weight{layer}"] = rng.normal(size=(before, after)) / np.sqrt(before)
+        params[f"bias{layer}"] = np.zeros(after)
+
+    def loss(state: Mapping[str, Any]) -> Float[Array, ""]:
+        x = state["x"]
+        for layer in range(3):
+            x = x @ state[f"weight{layer}"] + state[f"bias{layer}"]
+            x = jnp.tanh(x) if layer < 2 else x
+        return jnp.mean((x[:, 0] - state["y"]) ** 2)
+
+    data = _arrays(x=rng.normal(size=(rows, 64)), y=rng.normal(size=rows))
+    return Problem(loss, _arrays(**params), data, steps)
 
 
 def _arrays(**values: Any) -> dict[str, Array]:

@@ -9,8 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fitopt.callback import Callback, Fit, HostCallback, StepInfo
 from fitopt.history import RESERVED
@@ -242,10 +241,10 @@ class RecordTime(HostCallback):
 
 
 class _Best(NamedTuple):
-    """A loss and the free values at which it was taken; with a monitor, its least and its last value."""
+    """A step and its loss; with a monitor, its least and its last value."""
 
     loss: Array
-    params: PyTree
+    step: Int[Array, ""]
     scores: Float[Array, "2"] | None = None
 
 
@@ -254,8 +253,7 @@ class KeepBest(Monitoring):
 
     **Arguments:**
 
-    - `every`: consider steps 0, `every`, 2 `every`, ... and the last state: where there are very many
-        parameters, their copies take time.
+    - `every`: consider steps 0, `every`, 2 `every`, ... and the last state.
     - `monitor`: what should be least instead of the loss: the name of what a callback before this one
         measures, such as `"validation_loss"`, or a traceable function of a `fitopt.StepInfo` that
         returns a real scalar. `history["final_loss"]` is the loss of the state that is returned, all the
@@ -280,7 +278,7 @@ class KeepBest(Monitoring):
     )
 
     def init(self, info: StepInfo) -> _Best:
-        best = _Best(jnp.full_like(info.loss, jnp.inf), info.params)
+        best = _Best(jnp.full_like(info.loss, jnp.inf), jnp.full_like(info.step, -1))
         if self.monitor is None:
             return best
         score = self.score(info)
@@ -295,20 +293,24 @@ class KeepBest(Monitoring):
             score = jnp.where(self.is_due(info), score, jnp.inf)  # this state has not been measured
         if self.every > 1:
             better &= info.step % self.every == 0
-        # A branch that copies is cheaper than a selection in every parameter.
-        here, kept = (info.loss, info.params), (carry.loss, carry.params)
-        loss, params = lax.cond(better, lambda: here, lambda: kept)
+        loss = jnp.where(better, info.loss, carry.loss)
+        step = jnp.where(better, info.step, carry.step)
         scores = None
         if carry.scores is not None:
             scores = jnp.stack([jnp.where(better, score, least), score])
-        return _Best(loss, params, scores), False
+        return _Best(loss, step, scores), False
 
     def objective_changed(self, carry: _Best) -> _Best:
         scores = None if carry.scores is None else jnp.full_like(carry.scores, jnp.inf)
-        return _Best(jnp.full_like(carry.loss, jnp.inf), carry.params, scores)
+        return _Best(jnp.full_like(carry.loss, jnp.inf), jnp.full_like(carry.step, -1), scores)
 
-    def result(self, carry: _Best, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array]:
+    def best_step(self, carry: _Best) -> Int[Array, ""]:
+        return carry.step
+
+    def result(
+        self, carry: _Best, loss: Float[Array, ""] | float
+    ) -> tuple[Bool[Array, ""], Float[Array, ""]]:
         if carry.scores is None:
-            return carry.loss < loss, carry.params, carry.loss
+            return carry.loss < loss, carry.loss
         least, last = carry.scores
-        return (least < jnp.inf) & ~(last <= least), carry.params, carry.loss
+        return (least < jnp.inf) & ~(last <= least), carry.loss

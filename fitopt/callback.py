@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from .history import History, ResumePoint
@@ -101,14 +102,23 @@ class Callback(eqx.Module):
         """The carry after a host callback has changed what the loss depends on but the Parameters."""
         return carry
 
-    def result(self, carry: PyTree, loss: Array) -> tuple[Bool[Array, ""], PyTree, Array] | None:
-        """Another end than the last state, whose loss is `loss`: whether to return it, its free values
-        and its loss.
+    def best_step(self, carry: PyTree) -> Int[Array, ""]:
+        """The step whose state may be returned in place of the last one, -1 for none so far.
 
-        Called once at the end; `carry` has seen one more `update`, for the state after the last step.
-        Of several callbacks the later ones are asked about what the earlier ones chose.
+        It is this step's, or the same as before; what was evaluated at it need not be copied, since its
+        chunk of steps can be made again.
         """
-        return None
+        return jnp.full((), -1)
+
+    def result(
+        self, carry: PyTree, loss: Float[Array, ""] | float
+    ) -> tuple[Bool[Array, ""], Float[Array, ""] | float]:
+        """Whether to return the state of `best_step`, and its loss; `loss` is that of the last state.
+
+        Called once at the end; `carry` has seen one more `update`, for the state after the last step. Of
+        several callbacks the later ones are asked about what the earlier ones chose.
+        """
+        return jnp.zeros((), bool), loss
 
     def finish(self, history: History, carry: PyTree) -> None:
         """Called on the host, once, after the last step; `carry` holds NumPy arrays."""

@@ -37,13 +37,14 @@ class ResumePoint(NamedTuple):
     """Where a fit stands: all that going on from there takes, besides the history."""
 
     steps: int
-    carry: list[Array] | None  # the arrays that go from step to step; None before the first step
+    carry: Callable[[], list[Array]] | None  # what goes from step to step; None before the first one
     start: list[Array]  # the values of the free Parameters when the fit began
     fixed: list[Any]  # all other arrays; None for what is as it was when the fit began
     elapsed: float  # seconds
     final: list[Array] | None  # the values that were returned, if the fit is complete, else None
     describe: Callable[[], tuple[Description, Description]]  # the state and the method
     batches: list[Any] | None = None  # the states of iterators that batches come from
+    best: Callable[[], list[Any]] = list  # of each callback that chooses a best step its values, or None
 
 
 class History(dict[str, Any]):

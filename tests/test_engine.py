@@ -16,12 +16,13 @@ from fitopt.engine.records import MOST_STEPS
 
 from .conftest import close, counted_compilations, decay_loss, hand_written, quadratic
 
+STACKED = (optax.adam(1e-2), optax.sgd(optax.exponential_decay(0.1, 100, 0.5), momentum=0.9))
+
 
 @pytest.mark.parametrize(
     "optimizer",
     [
-        optax.adam(1e-2),
-        optax.sgd(optax.exponential_decay(0.1, 100, 0.5), momentum=0.9),
+        *STACKED,
         optax.MultiSteps(optax.adam(1e-2), 4).gradient_transformation(),
         optax.apply_if_finite(optax.adam(1e-2), 3),
         optax.polyak_sgd(),
@@ -30,12 +31,14 @@ from .conftest import close, counted_compilations, decay_loss, hand_written, qua
     ],
     ids=["adam", "sgd", "MultiSteps", "apply_if_finite", "polyak", "plateau", "lamb"],
 )
-def test_the_trajectory_is_that_of_a_hand_written_loop_to_the_last_bit(decay, optimizer):
+def test_the_trajectory_is_that_of_a_hand_written_loop(decay, optimizer):
     params, losses = hand_written(decay_loss, optimizer, fitopt.values(decay), 200)
     fitted, history = OptaxOptimizer(decay_loss, optimizer).run(decay, 200)
-    np.testing.assert_array_equal(history["loss"], losses)
+    # To the last bit where leaves are not stacked; XLA rounds in another order where they are.
+    tolerance = 2e-6 if optimizer in STACKED else 0
+    np.testing.assert_allclose(history["loss"], losses, rtol=tolerance)
     for name in params:
-        np.testing.assert_array_equal(fitted[name].value, params[name])
+        np.testing.assert_allclose(fitted[name].value, params[name], rtol=5 * tolerance)
 
 
 def test_adafactor_follows_a_hand_written_loop_to_rounding(decay):  # its means depend on XLA's fusions

@@ -11,39 +11,19 @@ from jaxtyping import Array
 
 from ..batches import Feed
 from ..history import Description, ResumePoint
-from ..methods.method import Constants, StopReason
+from ..methods.method import StopReason
 from ..optimizers.arguments import number
 from ..optimizers.composition import known_rate
 from ..parameter.specification import called, check_value
 from ..state import Flat, Layout, ParameterVector, PyTree
 from . import resume, snapshot, stop_reasons
-from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
+from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk
 from .pace import Pace, Rhythm
-from .snapshot import Snapshot
+from .point import BestSteps, Point
+from .programs import Programs
 from .validation import bad_start, depth_in_package
 
 _SHORT_SECONDS = 1e-3  # a chunk shorter than this is begun while callbacks look at the last one
-
-
-class Point(NamedTuple):
-    """Where a fit stands after some good steps: all that going on from there, or back to it, takes."""
-
-    steps: int
-    carry: Snapshot | None  # None before the first step
-    programs: Programs
-    constants: Constants
-    values: list[Array]  # of the free Parameters
-    last: dict[str, PyTree]  # of the last step's info what host callbacks use
-    edited: bool = False  # whether a callback has changed the state after the last step
-
-    @property
-    def layout(self) -> Layout:
-        return self.programs.loop.layout
-
-    @property
-    def fixed_state(self) -> PyTree:
-        """The state with None in place of the free Parameters."""
-        return self.layout.fixed_state(self.constants.fixed)
 
 
 class Advance(NamedTuple):
@@ -91,13 +71,14 @@ class Chunks:
         batches = None if feed is None else feed.supply(0)[0]
         programs = programs_for(flat.layout)
         constants = programs.loop.problem.constants(flat, batches)
-        self.point = Point(0, None, programs, constants, list(flat.free), {})
+        self.point = Point(0, None, programs, constants, {}, list(flat.free))
         self._before: Point | None = None  # where the last chunk that made a step has begun
         self._resume_at: Point | None = None  # where to go on later, if not at the last point
         self._resumed = False
         arrays = *flat.free, *flat.fixed, *jax.tree.leaves(batches)
         shapes = tuple(getattr(x, "shape", ()) for x in arrays)
         self._pace = Pace(programs.pace, shapes)
+        self.best = BestSteps()
         self._good_step: int | None = None  # after a fault the one whose batch is known to be good
         self._early: Chunk | None = None  # the next chunk, if it has begun
         self._evaluation: Chunk | None = None  # the step after the last one, likewise
@@ -127,10 +108,16 @@ class Chunks:
             return
         fixed = resume.fixed_values(here.constants.fixed, point)
         constants = here.constants._replace(start=point.start, fixed=fixed)
-        structure = jax.tree.structure(snapshot.restore(self._carry))
-        carry = snapshot.take(jax.tree.unflatten(structure, point.carry))
-        values = here.programs.values(carry, constants)
-        self.point = Point(point.steps, carry, here.programs, constants, values, {})
+        plain = here.programs.plain(self._carry, constants)
+        plain = jax.tree.unflatten(jax.tree.structure(plain), point.carry())
+        carries = [*plain.callbacks]
+        for i, values in zip(here.programs.choosing, point.best(), strict=True):
+            if values is None:  # there is none yet, or a fault was close: then it counts anew
+                carries[i] = here.programs.loop.problem.callbacks[i].objective_changed(carries[i])
+            else:
+                self.best.know(i, values)
+        carry = here.programs.packed(plain._replace(callbacks=tuple(carries)), constants)
+        self.point = Point(point.steps, carry, here.programs, constants, {})
         self._go_back()
         self._began -= point.elapsed
 
@@ -147,9 +134,18 @@ class Chunks:
                 known[programs] = state, resume.describe_method(programs.loop, constants)
             return known[programs]
 
-        leaves = None if carry is None else jax.tree.leaves(snapshot.restore(carry))
         states = None if self._feed is None else self._feed.states(steps)
-        return ResumePoint(steps, leaves, constants.start, changed, self.elapsed, None, describe, states)
+        leaves, best, chosen = None, list, self.best.copy()
+        if carry is not None:
+            leaves = lambda: jax.tree.leaves(programs.plain(carry, constants))
+            best = lambda: [
+                chosen.values(i, step)
+                for i, step in zip(programs.choosing, programs.best_steps(carry), strict=True)
+            ]
+        elapsed = self.elapsed
+        return ResumePoint(
+            steps, leaves, constants.start, changed, elapsed, None, describe, states, best
+        )
 
     # Steps.
 
@@ -202,7 +198,7 @@ class Chunks:
         evaluation = None
         if point.steps + limit == self._max_steps and self._ends_with_its_last_chunk:
             evaluation = self._dispatch(1, self._max_steps)
-        steps, code = np.asarray(chunk.status).tolist()
+        steps, code, *best = np.asarray(chunk.status).tolist()
         losses = np.asarray(chunk.losses)
         if point.steps == 0:
             self._check_inside(self._inside, point.constants.start)
@@ -210,12 +206,12 @@ class Chunks:
             fault = self._fall_back(steps - 1, float(losses[steps - 1]))
             return Advance(steps - 1, losses, chunk.records, None, fault, fault is None)
         self._before = point
+        self.best.note(point, best)
         self.point = point._replace(
             steps=point.steps + steps,
             carry=chunk.carry,
-            values=chunk.values,
             last=chunk.last,
-            edited=False,
+            given=None,
         )
         if code != RUNNING or self.point.steps == self._max_steps:
             self._evaluation = evaluation
@@ -268,8 +264,7 @@ class Chunks:
             carry=self._carry,
             programs=programs,
             constants=constants._replace(start=flat.free),
-            values=flat.free,
-            edited=True,
+            given=flat.free,
         )
 
     @property
@@ -322,27 +317,17 @@ class Chunks:
                 return None
             if back is None:
                 raise ValueError(bad_start(point.layout.names, point.constants.start, loss))
-        good = self._again(back, good_steps)
-        chunk = self._again(point, step)
+        good = back.again(good_steps)
+        chunk = point.again(step)
         last = chunk.last if steps else point.last
         finite = point.programs.gradients_finite(chunk.carry, point.constants, np.int32(step))
         self._carry, self._good_step = good.carry, good_steps
+        self.best.note(back, np.asarray(good.status).tolist()[2:])
         self._resume_at = back
-        self.point = back._replace(
-            steps=step, carry=good.carry, values=good.values, last=last, edited=False
-        )
+        self.point = back._replace(steps=step, carry=good.carry, last=last, given=None)
         fault = stop_reasons.not_finite(point.layout.names, step, loss, [bool(ok) for ok in finite])
         warnings.warn(fault, RuntimeWarning, stacklevel=depth_in_package())
         return fault
-
-    def _again(self, point: Point, until: int) -> Chunk:
-        """Go back to a point and make its steps again, up to a number of the fit."""
-        if point.carry is None:
-            carry, _ = point.programs.start(point.constants)
-        else:
-            carry = point.carry
-        span = np.array([point.steps, until - point.steps], np.int32)
-        return point.programs.advance(carry, point.constants, span)
 
     # The end.
 
@@ -370,7 +355,7 @@ class Chunks:
         point = self.point
         if point.programs.averages:
             self._carry, values = point.programs.settle(self._carry, point.constants)
-            self.point = point._replace(carry=self._carry, values=values)
+            self.point = point._replace(carry=self._carry, given=values)
         return self._evaluated(last_loss, None)
 
     def carries(self) -> tuple[PyTree, ...]:

@@ -1,6 +1,6 @@
 """The compiled loop: the steps between two visits to Python, as one program.
 
-`Loop` says what a fit computes; its methods are pure and traced. `Programs` compiles them.
+`Loop` says what a fit computes; its methods are pure and traced, and `Programs` compiles them.
 """
 
 import dataclasses
@@ -44,6 +44,11 @@ class Problem(NamedTuple):
     callbacks: tuple[Callback, ...]
     uses: tuple[str, ...]  # fields of StepInfo: what host callbacks look at
 
+    @property
+    def choosing(self) -> list[int]:
+        """The callbacks that choose a step whose state may be returned in place of the last one."""
+        return [i for i, _ in own_methods(self.callbacks, "best_step")]
+
     def constants(self, flat: Flat, batches: PyTree = None) -> Constants:
         """What stays the same from the start of a fit on."""
         arrays = eqx.filter(self.callbacks, eqx.is_array)
@@ -67,27 +72,31 @@ class Chunk(NamedTuple):
     """What one run of the compiled loop gives back."""
 
     carry: Snapshot
-    values: list[Array]  # of the free Parameters, after the last step
-    status: Array  # how many steps were begun, and how the last one ended
+    status: Array  # how many steps were begun, how the last one ended, the best step of each `choosing`
     losses: Array  # one for each step begun; what lies behind them is not meant
     records: tuple[dict[str, PyTree] | None, ...]  # of each callback, likewise
     last: dict[str, PyTree]  # of the last step's info what host callbacks use
 
 
 class Loop:
-    """A problem, the layout of a state and a mode of differentiation."""
+    """A problem, the layout of a state and a mode of differentiation.
 
-    def __init__(self, problem: Problem, layout: Layout, mode: str | None):
+    `stacks` says whether its carry may hold many small arrays as a few larger ones.
+    """
+
+    def __init__(self, problem: Problem, layout: Layout, mode: str | None, stacks: bool = False):
         self.problem = problem
         self.layout = layout
         self.mode = mode
+        self._stacks = stacks
 
     def bind(self, constants: Constants, step: Array | int = 0) -> tuple[Objective, Stepper]:
         """What is minimised at a step, and the method that does it."""
         vector = ParameterVector.of(self.layout, constants.start, self.problem.method.keeps_bounds)
         batch = () if constants.batches is None else (draw(constants.batches, jnp.asarray(step)),)
         objective = Objective(self.problem.evaluate, vector, constants, self.mode, batch)
-        return objective, self.problem.method.bind(objective)
+        method = self.problem.method
+        return objective, method.bind_stacked(objective) if self._stacks else method.bind(objective)
 
     # The beginning.
 
@@ -121,7 +130,7 @@ class Loop:
     ) -> tuple[Carry, StepInfo, Array, Array]:
         """One step: the carry after it, what callbacks saw, the loss as it was taken, and the code."""
         method, info = stepper.step(carry.stepper)
-        finite = all_finite(jax.tree.leaves(stepper.position(method)))
+        finite = all_finite(stepper.arrays(method))
         # Callbacks get a loss that waits for the update. It tells them of a step that went wrong; and
         # XLA's CPU runtime hands work to other threads when more than a few small kernels are ready
         # at once, which costs more than the kernels do.
@@ -187,9 +196,9 @@ class Loop:
             (carry, jnp.zeros((), jnp.int32), losses, records, used(blank)),
         )
         code = jnp.where(count < 0, -(count // _ENDED), RUNNING)
-        values = objective.values(stepper.position(carry.stepper))
-        status = jnp.stack([count + code * _ENDED, code])
-        return Chunk(snapshot.take(carry), values, status, losses, records, last)
+        best = [self.problem.callbacks[i].best_step(carry.callbacks[i]) for i in self.problem.choosing]
+        status = jnp.stack([count + code * _ENDED, code, *best], dtype=jnp.int32)
+        return Chunk(snapshot.take(carry), status, losses, records, last)
 
     # Between chunks.
 
@@ -237,13 +246,23 @@ class Loop:
         objective, stepper = self.bind(constants)
         return objective.values(stepper.position(snapshot.restore(carry).stepper))
 
+    def plain(self, carry: Snapshot, constants: Constants) -> Carry:
+        """The carry as users know it."""
+        method, callbacks = snapshot.restore(carry)
+        return Carry(self.bind(constants)[1].plain(method), callbacks)
+
+    def packed(self, carry: Carry, constants: Constants) -> Snapshot:
+        """What `plain` was made of."""
+        return snapshot.take(carry._replace(stepper=self.bind(constants)[1].packed(carry.stepper)))
+
     def learning_rate(self, carry: Snapshot, constants: Constants) -> PyTree | None:
         """The learning rate that a carry holds, if any."""
         return self.bind(constants)[1].learning_rate(snapshot.restore(carry).stepper)
 
     def averages(self, carry: Snapshot, constants: Constants) -> bool:
         """Whether the user gets other values than those at which the loss is evaluated; not traced."""
-        return self.bind(constants)[1].result(snapshot.restore(carry).stepper) is not None
+        result = lambda carry: self.bind(constants)[1].result(snapshot.restore(carry).stepper)
+        return jax.eval_shape(result, carry) is not None
 
     def falls_inside(self, carry: Snapshot, constants: Constants, step: Array | int = 0) -> Array:
         """For which elements next to bounds the loss falls into the allowed region.
@@ -300,17 +319,10 @@ def _measured(callback: Callback, carry: PyTree, info: StepInfo) -> StepInfo:
 
 def all_finite(arrays: Sequence[Array]) -> Array:
     """Whether no entry is infinite or NaN."""
-    closely = lambda arrays: functools.reduce(
-        jnp.logical_and, [jnp.all(jnp.isfinite(x)) for x in arrays], jnp.array(True)
-    )
-    large = [x for x in arrays if x.size > _SMALL]
-    small = closely([x for x in arrays if x.size <= _SMALL])
-    if not large:
-        return small
-    # XLA's CPU compiler splits a sum over the cores, and what is computed with it. It is finite unless
-    # an entry is not, or it overflows: then all are looked at.
-    total = functools.reduce(jnp.add, [jnp.sum(jnp.abs(x)) for x in large])
-    return small & lax.cond(jnp.isfinite(total), lambda: jnp.array(True), lambda: closely(large))
+    # Zero times what is not finite is NaN. XLA's CPU compiler makes better loops of sums than of tests
+    # of each entry, and splits large ones over the cores.
+    sums = [jnp.sum(x * jnp.zeros((), x.dtype)) for x in arrays]
+    return functools.reduce(jnp.add, sums) == 0
 
 
 def strongly_typed(x: Any) -> Array:
@@ -337,24 +349,3 @@ def _copied_at_once(before: Snapshot, always: Array) -> Snapshot:
 
 def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
     return method if rate is None else stepper.set_learning_rate(method, rate)
-
-
-class Programs:
-    """The compiled methods of one `Loop`."""
-
-    def __init__(self, loop: Loop):
-        self.loop = loop
-        # Looking up a method of an Equinox module takes longer than calling it: once is enough.
-        self.results: Any = own_methods(loop.problem.callbacks, "result")
-        self.finishes: Any = own_methods(loop.problem.callbacks, "finish")
-        self.pace: dict[Any, tuple[float, float]] = {}  # by the shapes of the arrays
-        self.averages: bool | None = None  # not known before the first start
-        self.start: Any = jax.jit(loop.start)
-        self.advance: Any = jax.jit(loop.advance)
-        self.move: Any = jax.jit(loop.move)
-        self.set_learning_rate: Any = jax.jit(loop.set_learning_rate)
-        self.settle: Any = jax.jit(loop.settle)
-        self.values: Any = jax.jit(loop.values)
-        self.learning_rate: Any = jax.jit(loop.learning_rate)
-        self.falls_inside: Any = jax.jit(loop.falls_inside)
-        self.gradients_finite: Any = jax.jit(loop.gradients_finite)

@@ -17,11 +17,13 @@ from ..methods.method import Constants
 from ..parameter import Parameter
 from ..state import Flat, Layout, is_array, is_parameter
 from ..storage import checkpoint
+from . import snapshot
 from .history_writer import cut
 from .validation import depth_in_package
 
 if TYPE_CHECKING:
-    from .compiled import Loop, Programs
+    from .compiled import Loop
+    from .programs import Programs
 
 
 _PROGRAM = "one step"  # in the description of a method: a checksum of what a step computes
@@ -66,7 +68,8 @@ def contents_of(point: ResumePoint, history: History) -> checkpoint.Contents:
     return checkpoint.Contents(
         step=point.steps,
         arrays={
-            "carry": point.carry,
+            "carry": None if point.carry is None else point.carry(),
+            "best": point.best(),
             "start": point.start,
             "fixed": point.fixed,
             "final": point.final,
@@ -86,9 +89,12 @@ def _unpacked(contents: checkpoint.Contents) -> tuple[ResumePoint, History]:
     facts = contents.facts
     described = facts["state"], facts["method"]
     states = facts["batches"]
+    arrays, carry = {**contents.arrays}, contents.arrays["carry"]
+    arrays["carry"] = None if carry is None else lambda: carry
+    arrays["best"] = lambda: contents.arrays["best"]
     point = ResumePoint(
         contents.step,
-        **contents.arrays,
+        **arrays,
         elapsed=facts["elapsed"],
         describe=lambda: described,
         batches=None if states is None else [_from_json(x) for x in states],
@@ -144,7 +150,7 @@ def _array(x: Any) -> str:
 
 def describe_method(loop: "Loop", constants: Constants) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    carry = jax.eval_shape(loop.begin, constants)
+    carry = jax.eval_shape(lambda: loop.plain(loop.start(constants)[0], constants))
     parts = [("optimizer", carry.stepper)]
     for callback, part in zip(loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
@@ -156,6 +162,7 @@ def describe_method(loop: "Loop", constants: Constants) -> Description:
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
 
     def step(carry: Any, constants: Constants) -> Any:
+        carry = snapshot.restore(loop.packed(carry, constants))
         bound = loop.bind(constants)
         after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), int))
         return after, info._replace(state=None), loss, code  # the state may hold what is no array

@@ -5,7 +5,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from ..batches import Feed
@@ -15,11 +14,11 @@ from ..methods.method import Constants, StopReason
 from ..state import Flat, Layout, PyTree
 from . import resume, stop_reasons
 from .chunks import Chunks, End
-from .compiled import Programs
 from .history_writer import HistoryWriter
 from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
+from .programs import Programs
 from .validation import depth_in_package
 
 
@@ -89,12 +88,12 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
     carries = chunks.carries() if programs.finishes else ()
     end: End = chunks.end(lambda: float(history["loss"][-1]))
     values, loss = end.values, end.loss
-    for i, result in programs.results:
-        candidate = result(end.callbacks[i], loss)
-        if candidate is not None and bool(candidate[0]):
-            better = zip(jax.tree.leaves(candidate[1]), values, strict=True)
-            values = [jax.device_put(x, getattr(old, "sharding", None)) for x, old in better]
-            loss = float(np.asarray(candidate[2]))
+    for i in programs.choosing:
+        callback, carry = programs.loop.problem.callbacks[i], end.callbacks[i]
+        is_better, best_loss = callback.result(carry, loss)
+        best = chunks.best.values(i, int(callback.best_step(carry))) if is_better else None
+        if best is not None:
+            values, loss = best, float(np.asarray(best_loss))
     if end.fault is not None:
         reason = StopReason(end.fault)
     if reason.is_final:

@@ -1,5 +1,6 @@
 """A fit inside `jit`, `vmap` or `grad`: one `lax.scan`."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,6 @@ from jax import lax
 from jaxtyping import Array
 
 from ..batches import epochs
-from ..callback import own_methods
 from ..history import History
 from ..methods.method import Constants
 from ..state import PyTree
@@ -61,33 +61,43 @@ def scan(loop: Loop, constants: Constants, max_steps: int) -> Scanned:
     carry = loop.begin(constants)
 
     def advance(state: Any, step: Array) -> Any:
-        carry, good, _, count = state
+        carry, good, _, count, best = state
         bound = (objective, stepper) if constants.batches is None else loop.bind(constants, step)
         after, info, loss, code = loop.step(*bound, carry, step)
         evaluated = stepper.position((after if after_update else carry).stepper)
         good = select(jnp.isfinite(loss), evaluated, good)
+        best = chosen(loop, after.callbacks, step, evaluated, best)
         loss = jnp.where(code == NOT_FINITE, jnp.nan, loss)
         records = tuple(records_of(callback, info) for callback in callbacks)
-        return (after, good, code, count + (code != NOT_FINITE)), (loss, records)
+        return (after, good, code, count + (code != NOT_FINITE), best), (loss, records)
 
     def idle(state: Any, step: Array) -> Any:
         _, outputs = jax.eval_shape(advance, state, step)
         return state, jax.tree.map(_padding, outputs)
 
     zero = jnp.zeros((), jnp.int32)
-    state = (carry, stepper.position(carry.stepper), zero, zero)
+    position = stepper.position(carry.stepper)
+    state = (carry, position, zero, zero, [position for _ in loop.problem.choosing])
     axes = _manual_axes(jax.eval_shape(advance, state, zero))
     go_on = lambda state, step: _varying(advance(state, step), axes)
     stand_still = lambda state, step: _varying(idle(state, step), axes)
-    (carry, good, code, count), (losses, records) = lax.scan(
+    (carry, good, code, count, best), (losses, records) = lax.scan(
         lambda state, step: lax.cond(state[2] == RUNNING, go_on, stand_still, state, step),
         _varying(state, axes),
         jnp.arange(max_steps, dtype=jnp.int32),
     )
     converged = _converged(loop, constants, carry, code, count)
     last_loss = losses[jnp.maximum(count - 1, 0)] if max_steps else None
-    end = conclude(loop, constants, carry, good, code, count, last_loss)
+    end = conclude(loop, constants, carry, good, code, count, last_loss, best)
     return Scanned(end.values, end.loss, losses, count, converged, records)
+
+
+def chosen(
+    loop: Loop, callbacks: Sequence[PyTree], step: Array, evaluated: PyTree, before: list[PyTree]
+) -> list[PyTree]:
+    """The positions of the best steps after one at which `evaluated` was the position."""
+    steps = [loop.problem.callbacks[i].best_step(callbacks[i]) for i in loop.problem.choosing]
+    return [select(best == step, evaluated, old) for best, old in zip(steps, before, strict=True)]
 
 
 class Conclusion(NamedTuple):
@@ -106,11 +116,12 @@ def conclude(
     code: Array,
     count: Array,
     last_loss: Array | None,
+    best: list[PyTree],
 ) -> Conclusion:
     """Find the state to return, and its loss, after `count` steps of which the last ended with `code`.
 
-    `good` is the last position at which the loss was finite, and `last_loss` the loss of the last good
-    step; None before the first one.
+    `good` is the last position at which the loss was finite, `last_loss` the loss of the last good step,
+    None before the first one, and `best` are the positions of the best steps.
     """
     objective, stepper = loop.bind(constants)
     callbacks = loop.problem.callbacks_of(constants)
@@ -129,12 +140,10 @@ def conclude(
         finite = jnp.isfinite(evaluated_loss)
         loss = evaluated_loss if last_loss is None else jnp.where(finite, evaluated_loss, last_loss)
         result = objective.values(select(finite, here, good))
-    for number, choose in own_methods(callbacks, "result"):
-        candidate = choose(carry.callbacks[number], loss)
-        if candidate is not None:
-            better, params, found = candidate
-            result = select(better, jax.tree.leaves(params), result)
-            loss = select(better, found, loss)
+    for number, position in zip(loop.problem.choosing, best, strict=True):
+        better, found = callbacks[number].result(carry.callbacks[number], loss)
+        result = select(better, objective.values(position), result)
+        loss = select(better, found, loss)
     return Conclusion(result, loss, evaluated_loss)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..callback import own_methods
 from ..engine.compiled import NEAR, NOT_FINITE, RUNNING, Carry, Loop
 from ..engine.records import records_of
-from ..engine.scanned import conclude, nan_outside, select
+from ..engine.scanned import chosen, conclude, nan_outside, select
 from ..methods.method import Constants
 from ..state import PyTree
 
@@ -38,6 +38,7 @@ class Lane(NamedTuple):
     loss: Float[Array, ""]  # of the last good step
     best_loss: Float[Array, ""]
     best_step: Int[Array, ""]
+    best: list[PyTree]  # the positions of the steps that callbacks have chosen
 
 
 class Lanes(NamedTuple):
@@ -145,7 +146,8 @@ class LaneProgram:
         nothing, zero = jnp.full((), jnp.nan, loss.dtype), jnp.zeros((), jnp.int32)
         code = jnp.full((), RUNNING, jnp.int32)
         inf = jnp.full_like(nothing, jnp.inf)
-        return Lane(fit, start, fixed, carry, position, zero, code, nothing, inf, zero)
+        best = [position for _ in loop.problem.choosing]
+        return Lane(fit, start, fixed, carry, position, zero, code, nothing, inf, zero, best)
 
     def running(self, lane: Lane, max_steps: Array) -> Bool[Array, ""]:
         return (lane.fit != VACANT) & (lane.code == RUNNING) & (lane.steps < max_steps)
@@ -173,6 +175,9 @@ class LaneProgram:
             loss=jnp.where(went_well, loss, lane.loss),
             best_loss=jnp.where(better, loss, lane.best_loss),
             best_step=jnp.where(better, lane.steps, lane.best_step),
+            best=select(
+                went_well, chosen(loop, after.callbacks, lane.steps, evaluated, lane.best), lane.best
+            ),
         )
         if not self.room:
             return new, None
@@ -183,7 +188,7 @@ class LaneProgram:
         """The result of a lane that has ended."""
         loop, constants = self.loop, self._constants(lane.start, lane.fixed, shared)
         last = lane.loss if self._steps_at_all else None
-        end = conclude(loop, constants, lane.carry, lane.good, lane.code, lane.steps, last)
+        end = conclude(loop, constants, lane.carry, lane.good, lane.code, lane.steps, last, lane.best)
         went_wrong = lane.code == NOT_FINITE
         if end.evaluated_loss is not None:
             went_wrong |= ~jnp.isfinite(end.evaluated_loss)

@@ -21,6 +21,9 @@ class Constants(NamedTuple):
     fixed: list[Any]  # arrays and numbers in the state that are not fitted
     batches: PyTree = None  # a pytree of sources, where the loss gets batches
     callbacks: PyTree = None  # arrays that callbacks hold, in their structure
+    # The numbers 0, 1, ..., where a program takes stacks apart: XLA's CPU compiler then makes one kernel
+    # for all of their entries, where it would make one for each if these numbers were in the program.
+    places: Sequence[Array] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +122,18 @@ class Stepper(abc.ABC):
     def position(self, carry: PyTree) -> PyTree:
         """Where the carry stands."""
 
+    def arrays(self, carry: PyTree) -> list[Array]:
+        """What has to be finite for the position to be."""
+        return jax.tree.leaves(self.position(carry))
+
+    def plain(self, carry: PyTree) -> PyTree:
+        """The carry as users know it, with the optimizer's state as that has made it."""
+        return carry
+
+    def packed(self, carry: PyTree) -> PyTree:
+        """What `plain` was made of."""
+        return carry
+
     @abc.abstractmethod
     def move(self, carry: PyTree, position: PyTree) -> PyTree:
         """The carry after a callback has changed the position, or what the loss depends on."""
@@ -149,6 +164,10 @@ class Method(abc.ABC):
     @abc.abstractmethod
     def bind(self, objective: Objective) -> Stepper:
         """The method, ready to minimise an objective."""
+
+    def bind_stacked(self, objective: Objective) -> Stepper:
+        """Likewise; the carry may hold many small arrays as a few larger ones."""
+        return self.bind(objective)
 
     def stop_reasons(self, values: Sequence[Array]) -> tuple[StopReason, ...]:
         """Why it may end a fit of such values by itself, in the order of its stop codes."""

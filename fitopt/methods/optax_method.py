@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,7 +18,9 @@ from ..optimizers.lookahead import evaluation_params
 from ..parameter.complex_numbers import from_real, to_real
 from ..state import PyTree
 from .derivatives import value_and_gradient
+from .leafwise import Leafwise
 from .method import Method, Objective, Stepper
+from .stacked_stepper import StackedStepper
 
 
 class OptaxMethod(Method):
@@ -27,9 +29,21 @@ class OptaxMethod(Method):
     def __init__(self, optimizer: Any, evaluate_example: Callable[..., tuple[Any, Any]] | None = None):
         self.optimizer: Any = check_optimizer(optimizer)
         self._evaluate_example = evaluate_example
+        self._leafwise: dict[Any, Leafwise | None] = {}
 
     def bind(self, objective: Objective) -> "OptaxStepper":
         return OptaxStepper(self.optimizer, objective, self._evaluate_example)
+
+    def bind_stacked(self, objective: Objective) -> Stepper:
+        stepper, start = self.bind(objective), objective.constants.start
+        kind = objective.vector.layout, tuple((x.shape, x.dtype) for x in start)
+        if kind not in self._leafwise:
+            self._leafwise[kind] = stepper.leafwise(start)
+        leafwise = self._leafwise[kind]
+        if leafwise is None:
+            return stepper
+        places = objective.constants.places
+        return StackedStepper(stepper, stepper.value_and_gradient, leafwise, places)
 
 
 def check_optimizer(optimizer: Any) -> optax.GradientTransformation:
@@ -70,7 +84,7 @@ class OptaxStepper(Stepper):
         self._objective = objective
         self._evaluate_example = evaluate_example
         self._optimizer = by_name(optimizer, objective.names)
-        self._value_and_gradient = value_and_gradient(objective, objective.mode or "rev")
+        self.value_and_gradient = value_and_gradient(objective, objective.mode or "rev")
         parameters = inspect.signature(optax.with_extra_args_support(optimizer).update).parameters
         takes_all = any(x.kind is x.VAR_KEYWORD for x in parameters.values())
         self._taken = lambda extra: {k: x for k, x in extra.items() if takes_all or k in parameters}
@@ -100,7 +114,7 @@ class OptaxStepper(Stepper):
             extra = {}  # line searches refuse what they do not know
         else:
             value_fn = lambda params: self._objective(params)[0]
-            grad_fn = lambda params, *_: self._value_and_gradient(params)[1]
+            grad_fn = lambda params, *_: self.value_and_gradient(params)[1]
             extra = {"obj_fn": value_fn, "grad_fn": grad_fn}
         extra = self._taken(extra | {"value": loss, "grad": uphill, "value_fn": value_fn})
         updates, state = self._optimizer.update(uphill, state, params, **extra)
@@ -129,6 +143,23 @@ class OptaxStepper(Stepper):
     def move(self, carry: PyTree, position: PyTree) -> PyTree:
         return position, forget(carry[1])
 
+    def leafwise(self, start: Sequence[Array]) -> Leafwise | None:
+        """How the optimizer's update falls apart by leaves, if it does; `start` are values."""
+        position, state = jax.eval_shape(lambda: self.init(self._objective.position(start)))
+        if self._evaluate_example is not None or line_searches(state):
+            return None
+
+        def loss(params: PyTree) -> Array:  # in place of the real one: it mixes leaves, as that does
+            first, *_, last = jax.tree.leaves(params)
+            return jnp.sum(jnp.abs(first)) * jnp.sum(jnp.abs(last))
+
+        def update(grads: PyTree, state: PyTree, params: PyTree) -> Any:
+            functions = {"value_fn": loss, "obj_fn": loss, "grad_fn": jax.grad(loss)}
+            extra = self._taken(functions | {"value": loss(params), "grad": grads})
+            return self._optimizer.update(grads, state, params, **extra)
+
+        return Leafwise.of(update, position, state)
+
     def _gradients_of_examples(self, position: PyTree) -> PyTree:
         """The gradient of each example in the batch, with a leading axis of examples."""
 
@@ -142,11 +173,11 @@ class OptaxStepper(Stepper):
 
     def _evaluate(self, position: PyTree, search: Any) -> tuple[tuple[Array, Any], PyTree]:
         if search is None or jax.tree.structure(search.grad) != jax.tree.structure(position):
-            return self._value_and_gradient(position)
+            return self.value_and_gradient(position)
         dtype = jax.eval_shape(self._objective, position)[0].dtype
 
         def compute() -> tuple[Array, PyTree]:
-            (loss, _), grads = self._value_and_gradient(position)
+            (loss, _), grads = self.value_and_gradient(position)
             return loss, grads
 
         def reuse() -> tuple[Array, PyTree]:

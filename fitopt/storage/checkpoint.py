@@ -21,7 +21,7 @@ from .series_files import SeriesFiles
 if TYPE_CHECKING:
     from orbax.checkpoint import CheckpointManager
 
-_VERSION = 3
+_VERSION = 4
 _LARGE = 2**20  # bytes: from this size on a series is not written anew for each checkpoint
 
 
