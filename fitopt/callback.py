@@ -149,6 +149,21 @@ class Fit(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def is_shared(self) -> bool:
+        """Whether several processes make this fit together, because its arrays lie in all of them."""
+
+    @property
+    @abc.abstractmethod
+    def writes(self) -> bool:
+        """Whether this process is to print, write and draw: of several that share a fit the first."""
+
+    @property
+    @abc.abstractmethod
+    def seconds(self) -> float:
+        """Since the fit began: of several processes the first one's, at the end of the last chunk."""
+
+    @property
+    @abc.abstractmethod
     def parameters(self) -> PyTree:
         """The free Parameters where the fit stands, in the structure of the state; None elsewhere."""
 
@@ -216,6 +231,7 @@ class HostCallback:
     every: int | None = 1
     uses: tuple[str, ...] = ("aux", "grads")
     cuts_short = False  # whether a fit that it has stopped is to be resumed, as one whose time was up
+    steers = True  # whether it may change the state or the learning rate
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:

@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,59 +10,20 @@ from jaxtyping import Array
 
 from ..batches import Feed
 from ..history import Description, ResumePoint
-from ..methods.method import Constants, StopReason
+from ..methods.method import StopReason
 from ..optimizers.arguments import number
 from ..optimizers.composition import known_rate
-from ..parameter.specification import called, check_value
+from ..parameter.specification import called, check_value, is_readable
 from ..state import Flat, Layout, ParameterVector, PyTree
 from . import resume, snapshot, stop_reasons
+from .agreement import Agreement
 from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk, Programs
 from .pace import Pace, Rhythm
-from .snapshot import Snapshot
+from .placement import Placement
+from .points import Advance, End, Point
 from .validation import bad_start, depth_in_package
 
 _SHORT_SECONDS = 1e-3  # a chunk shorter than this is begun while callbacks look at the last one
-
-
-class Point(NamedTuple):
-    """Where a fit stands after some good steps: all that going on from there, or back to it, takes."""
-
-    steps: int
-    carry: Snapshot | None  # None before the first step
-    programs: Programs
-    constants: Constants
-    values: list[Array]  # of the free Parameters
-    last: dict[str, PyTree]  # of the last step's info what host callbacks use
-    edited: bool = False  # whether a callback has changed the state after the last step
-
-    @property
-    def layout(self) -> Layout:
-        return self.programs.loop.layout
-
-    @property
-    def fixed_state(self) -> PyTree:
-        """The state with None in place of the free Parameters."""
-        return self.layout.fixed_state(self.constants.fixed)
-
-
-class Advance(NamedTuple):
-    """What a chunk has brought."""
-
-    steps: int  # good ones
-    losses: np.ndarray  # of these, and what lies behind them is not meant
-    records: tuple[dict[str, PyTree] | None, ...]  # likewise, of each traced callback
-    stopper: int | None  # which traced callback ended it, or, counted on, which of the method's reasons
-    fault: str | None = None  # what went wrong at the step after them
-    is_lost: bool = False  # whether it went wrong at once after a resume: no good point is known
-
-
-class End(NamedTuple):
-    """Where a fit has ended."""
-
-    values: list[Array]
-    loss: float
-    callbacks: tuple[PyTree, ...]  # the carries of traced callbacks, which have seen this loss
-    fault: str | None  # what went wrong in the evaluation of an earlier end
 
 
 class Chunks:
@@ -80,7 +40,9 @@ class Chunks:
         programs_for: Callable[[Layout], Programs],
         flat: Flat,
         rhythm: Rhythm,
-        feed: Feed | None = None,
+        feed: Feed | None,
+        placement: Placement | None,
+        agreement: Agreement,
     ):
         self._programs_for = programs_for
         self._rhythm = rhythm
@@ -88,6 +50,9 @@ class Chunks:
         self._may_run_ahead = rhythm.is_free
         self._flat = flat
         self._feed = feed
+        self._placement = placement  # None on one device
+        self._agreement = agreement
+        self._limit = 0  # how many steps the next chunk may have
         batches = None if feed is None else feed.supply(0)[0]
         programs = programs_for(flat.layout)
         constants = programs.loop.problem.constants(flat, batches)
@@ -126,9 +91,14 @@ class Chunks:
         if point.carry is None:
             return
         fixed = resume.fixed_values(here.constants.fixed, point)
-        constants = here.constants._replace(start=point.start, fixed=fixed)
+        constants = here.constants._replace(fixed=fixed)
         structure = jax.tree.structure(snapshot.restore(self._carry))
-        carry = snapshot.take(jax.tree.unflatten(structure, point.carry))
+        arrays, begin = point.carry, point.start
+        if self._placement is not None:
+            arrays = self._placement.put(arrays, jax.tree.leaves(snapshot.restore(self._carry)))
+            begin = self._placement.put_values(begin)
+        constants = constants._replace(start=begin)
+        carry = snapshot.take(jax.tree.unflatten(structure, arrays))
         values = here.programs.values(carry, constants)
         self.point = Point(point.steps, carry, here.programs, constants, values, {})
         self._go_back()
@@ -156,7 +126,7 @@ class Chunks:
     def __iter__(self) -> Iterator[Advance]:
         """Make steps until all are made, or one has gone wrong."""
         left = min(self._rhythm.steps_left(self.point.steps), self._batches_left())
-        limit = min(self._pace.first(), left)
+        _, limit = self._agreement.next_chunk(None, min(self._pace.first(), left))
         chunk = self._dispatch(limit) if limit else None
         while chunk is not None:
             since, began_early = time.perf_counter(), self._early is not None
@@ -167,14 +137,22 @@ class Chunks:
             if not ended:
                 limit = min(self._pace.next(limit), self._rhythm.steps_left(self.point.steps))
                 is_short = limit * self._pace.seconds < _SHORT_SECONDS
-                if advance.stopper is None and is_short and not self._reads_batches:
+                waits = self._reads_batches or self._agreement.is_shared
+                if advance.stopper is None and is_short and not waits:
                     self._early = self._dispatch(limit)
+            self._limit = limit
             yield advance
+            limit = self._limit
             if self._reads_batches and not ended:
-                limit = min(limit, self._batches_left())
+                _, limit = self._agreement.next_chunk(None, min(limit, self._batches_left()))
             chunk = self._early
             if chunk is None and limit and not ended:
                 chunk = self._dispatch(limit)
+
+    def agree(self, stop: StopReason | None) -> StopReason | None:
+        """Why to stop, as all processes see it, if one of them has a reason."""
+        stop, self._limit = self._agreement.next_chunk(stop, self._limit)
+        return stop
 
     @property
     def _reads_batches(self) -> bool:
@@ -298,7 +276,7 @@ class Chunks:
             self._check_values(values, prefix)
 
     def _check_values(self, values: Sequence[Array], prefix: str = "") -> None:
-        layout = self.point.layout
+        layout, values = self.point.layout, self._readable(values)
         for name, spec, value in zip(layout.names, layout.specs, values, strict=True):
             check_value(prefix + called(name), spec, value)
 
@@ -321,7 +299,8 @@ class Chunks:
             if back is None and self._resumed:
                 return None
             if back is None:
-                raise ValueError(bad_start(point.layout.names, point.constants.start, loss))
+                values = self._readable(point.constants.start)
+                raise ValueError(bad_start(point.layout.names, values, loss))
         good = self._again(back, good_steps)
         chunk = self._again(point, step)
         last = chunk.last if steps else point.last
@@ -344,6 +323,10 @@ class Chunks:
         span = np.array([point.steps, until - point.steps], np.int32)
         return point.programs.advance(carry, point.constants, span)
 
+    def _readable(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The same, such that this process can see all of them; all processes ask for them at once."""
+        return arrays if self._placement is None else self._placement.gathered(arrays)
+
     # The end.
 
     def stalled_at_bounds(self) -> tuple[str, ...]:
@@ -358,11 +341,12 @@ class Chunks:
         if not vector.can_be_flat.any():
             return ()
         elements = vector.elements(point.values)
-        near = np.asarray(vector.inside_by(elements, NEAR)[0] != elements)
+        (near,) = self._readable([vector.inside_by(elements, NEAR)[0] != elements])
+        near = np.asarray(near)
         if not (near & vector.can_be_flat).any():
             return ()
         falls = point.programs.falls_inside(self._carry, point.constants, np.int32(point.steps))
-        return vector.labelled(np.asarray(falls))
+        return vector.labelled(np.asarray(*self._readable([falls])))
 
     def end(self, last_loss: Callable[[], float]) -> End:
         """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""
@@ -374,8 +358,9 @@ class Chunks:
         return self._evaluated(last_loss, None)
 
     def carries(self) -> tuple[PyTree, ...]:
-        """Where traced callbacks stand, as NumPy arrays."""
-        return jax.tree.map(np.array, snapshot.restore(self._carry).callbacks)
+        """Where traced callbacks stand, as NumPy arrays where this process has all of them."""
+        carries = snapshot.restore(self._carry).callbacks
+        return jax.tree.map(lambda x: np.array(x) if is_readable(x) else x, carries)
 
     def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End:
         """The end, whose loss is what the next step would record; of that step nothing else is kept.

@@ -19,6 +19,7 @@ from ..callback import Callback, Metric, StepInfo, own_methods
 from ..methods.method import Constants, Method, Objective, Stepper
 from ..state import Flat, Layout, ParameterVector, PyTree
 from . import snapshot
+from .placement import Placement
 from .records import MOST_STEPS, Recorder, check_names
 from .snapshot import Snapshot
 from .validation import check_update
@@ -342,19 +343,20 @@ def _with_rate(stepper: Stepper, method: PyTree, rate: PyTree | None) -> PyTree:
 class Programs:
     """The compiled methods of one `Loop`."""
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: Loop, placement: Placement | None = None):
         self.loop = loop
+        jit = jax.jit if placement is None else placement.jit
         # Looking up a method of an Equinox module takes longer than calling it: once is enough.
         self.results: Any = own_methods(loop.problem.callbacks, "result")
         self.finishes: Any = own_methods(loop.problem.callbacks, "finish")
         self.pace: dict[Any, tuple[float, float]] = {}  # by the shapes of the arrays
         self.averages: bool | None = None  # not known before the first start
-        self.start: Any = jax.jit(loop.start)
-        self.advance: Any = jax.jit(loop.advance)
-        self.move: Any = jax.jit(loop.move)
-        self.set_learning_rate: Any = jax.jit(loop.set_learning_rate)
-        self.settle: Any = jax.jit(loop.settle)
-        self.values: Any = jax.jit(loop.values)
-        self.learning_rate: Any = jax.jit(loop.learning_rate)
-        self.falls_inside: Any = jax.jit(loop.falls_inside)
-        self.gradients_finite: Any = jax.jit(loop.gradients_finite)
+        self.start: Any = jit(loop.start)
+        self.advance: Any = jit(loop.advance)
+        self.move: Any = jit(loop.move)
+        self.set_learning_rate: Any = jit(loop.set_learning_rate)
+        self.settle: Any = jit(loop.settle)
+        self.values: Any = jit(loop.values)
+        self.learning_rate: Any = jit(loop.learning_rate)
+        self.falls_inside: Any = jit(loop.falls_inside)
+        self.gradients_finite: Any = jit(loop.gradients_finite)

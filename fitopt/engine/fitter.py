@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from jax.extend.core import get_opaque_trace_state
 
-from ..batches import traced_sources
+from ..batches import sources_in, traced_sources
 from ..callback import Callback, HostCallback, StepInfo, label
 from ..history import History
 from ..methods.method import Method
@@ -16,6 +16,7 @@ from ..state import Layout, PyTree, flatten
 from . import resume
 from .compiled import Loop, Problem, Programs
 from .implicit import ADJOINTS, scan_implicitly
+from .placement import Placement, placement_of
 from .run import Start, run
 from .scanned import scan
 from .validation import MOST_STEPS, check_callbacks, check_max_steps, nothing_free
@@ -42,7 +43,7 @@ class Fitter:
         hosts = [c for c in self._callbacks if isinstance(c, HostCallback)]
         uses = tuple(name for name in StepInfo._fields if any(name in host.uses for host in hosts))
         self._problem = Problem(evaluate, method, traced, uses)
-        self._programs: dict[tuple[Layout, str | None], Programs] = {}
+        self._programs: dict[Any, Programs] = {}
         self._many: dict[Any, Any] = {}  # compiled for many fits at once
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
@@ -77,19 +78,22 @@ class Fitter:
             else:
                 fit = scan(loop, constants, max_steps)
             return flat.layout.state(fit.values, flat.fixed), fit.history(loop, batches)
-        programs_for = functools.partial(self._programs_for, mode=mode)
-        start = Start(programs_for, self._callbacks, state, flat, max_steps, batches)
+        placement = placement_of(flat, (sources_in(batches), self._problem.callbacks))
+        programs_for = functools.partial(self._programs_for, mode=mode, placement=placement)
+        start = Start(programs_for, self._callbacks, state, flat, max_steps, batches, placement)
         for earlier in itertools.chain(resume.points(resume_from), [None]):
             fitted = run(start, earlier)
             if fitted is not None:
                 return fitted
         raise AssertionError("a fit that begins anew either ends or raises")
 
-    def _programs_for(self, layout: Layout, mode: str | None) -> Programs:
-        programs = self._programs.get((layout, mode))
+    def _programs_for(
+        self, layout: Layout, mode: str | None, placement: Placement | None = None
+    ) -> Programs:
+        programs = self._programs.get((layout, mode, placement))
         if programs is None:
-            programs = Programs(Loop(self._problem, layout, mode))
-            programs = self._programs.setdefault((layout, mode), programs)
+            programs = Programs(Loop(self._problem, layout, mode), placement)
+            programs = self._programs.setdefault((layout, mode, placement), programs)
         return programs
 
     def _check_all_traced(self) -> None:

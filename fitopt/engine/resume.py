@@ -18,6 +18,7 @@ from ..parameter import Parameter
 from ..state import Flat, Layout, is_array, is_parameter
 from ..storage import checkpoint
 from .history_writer import cut
+from .placement import Placement
 from .validation import depth_in_package
 
 if TYPE_CHECKING:
@@ -107,13 +108,17 @@ def _from_json(state: Any) -> Any:
     return base64.b64decode(state["base64"]) if is_bytes else state
 
 
-def completed(state: Any, flat: Flat, earlier: tuple[ResumePoint, History]) -> tuple[Any, History]:
+def completed(
+    state: Any, flat: Flat, earlier: tuple[ResumePoint, History], placement: Placement | None
+) -> tuple[Any, History]:
     """What an earlier fit that is complete has returned."""
     point, history = earlier
     fixed = fixed_values(flat.fixed, point)
     again = History.of(history, history.every)
     again.start, again.resume_point = state, point
-    return flat.layout.state([jax.numpy.asarray(x) for x in point.final or ()], fixed), again
+    values = point.final or []
+    put = map(jax.numpy.asarray, values) if placement is None else placement.put_values(values)
+    return flat.layout.state([*put], fixed), again
 
 
 def fixed_values(fixed: Sequence[Any], point: ResumePoint) -> list[Any]:
