@@ -149,8 +149,8 @@ class Fit(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def is_shared(self) -> bool:
-        """Whether several processes make this fit together, because its arrays lie in all of them."""
+    def processes(self) -> tuple[int, ...]:
+        """Those that make this fit together, because its arrays lie in all of them; else one."""
 
     @property
     @abc.abstractmethod
@@ -171,6 +171,10 @@ class Fit(abc.ABC):
     @abc.abstractmethod
     def last(self) -> dict[str, PyTree]:
         """Of the last step, what the `uses` of all host callbacks name; empty before the first one."""
+
+    @abc.abstractmethod
+    def meet(self) -> None:
+        """Wait for the other processes that make this fit, if there are any."""
 
     @abc.abstractmethod
     def record(self, name: str, value: PyTree, every: int = 1) -> None:

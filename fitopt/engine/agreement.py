@@ -32,6 +32,11 @@ class Agreement:
         self._began = time.perf_counter()
 
     @property
+    def processes(self) -> tuple[int, ...]:
+        """Those that make the fit together."""
+        return (jax.process_index(),)
+
+    @property
     def seconds(self) -> float:
         """Since the fit began; the same for all processes."""
         return time.perf_counter() - self._began
@@ -42,6 +47,9 @@ class Agreement:
     def next_chunk(self, stop: StopReason | None, limit: int) -> tuple[StopReason | None, int]:
         """Why to stop, if so, and how many steps the next chunk may have."""
         return stop, limit
+
+    def meet(self) -> None:
+        """Wait for all."""
 
     def first_says(self, message: bytes | None) -> bytes:
         """The message of the first process, which is the only one that has to bring it."""
@@ -81,6 +89,10 @@ class SharedAgreement(Agreement):
         self.writes = self._me == self._processes[0]
 
     @property
+    def processes(self) -> tuple[int, ...]:
+        return self._processes
+
+    @property
     def seconds(self) -> float:
         return self._seconds
 
@@ -107,6 +119,9 @@ class SharedAgreement(Agreement):
                     reason = reason._replace(sentence=f"{reason.sentence} in process {process}")
                 return reason, limit
         return None, limit
+
+    def meet(self) -> None:
+        self._gather("meeting", None)
 
     def first_says(self, message: bytes | None) -> bytes:
         name = self._next_round("all")

@@ -45,8 +45,8 @@ class RunningFit(Fit):
             self._chunks.set_learning_rate(rate)
 
     @property
-    def is_shared(self) -> bool:
-        return self.agreement.is_shared
+    def processes(self) -> tuple[int, ...]:
+        return self.agreement.processes
 
     @property
     def writes(self) -> bool:
@@ -67,6 +67,9 @@ class RunningFit(Fit):
 
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
         self._writer.record(name, value, every)
+
+    def meet(self) -> None:
+        self.agreement.meet()
 
     def resume_point(self) -> ResumePoint:
         # A fit that has ended may stand somewhere else: at an average, or at the best state.
@@ -141,12 +144,12 @@ class HostCallbacks:
                     )
             except KeyboardInterrupt:
                 reason = StopReason(f"interrupted (Ctrl-C) in a callback after step {step}")
-                if not self._fit.is_shared:
+                if not self._fit.agreement.is_shared:
                     return reason
                 stops[-1], returned = reason, None  # the other processes wait for this one
             stop, new_free, new_fixed = _interpret(label(callback), returned, free, fixed)
             is_edited = new_free is not free or new_fixed is not fixed
-            if is_edited or (self._fit.is_shared and callback.steers):
+            if is_edited or (self._fit.agreement.is_shared and callback.steers):
                 self._edit(callback, new_free, new_fixed)
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
@@ -161,9 +164,9 @@ class HostCallbacks:
         free = _merged(who, "diff_state", point.layout.free_state(point.values), free)
         fixed = _merged(who, "static_state", point.fixed_state, fixed)
         flat = flatten(combine(free, fixed))
-        if self._fit.is_shared and callback.steers:
-            flat, rate = steering.of_the_first(self._fit.agreement, who, point, flat, self._fit.requested_rate)
-            self._fit.requested_rate = None
+        if self._fit.agreement.is_shared and callback.steers:
+            asked, self._fit.requested_rate = self._fit.requested_rate, None
+            flat, rate = steering.of_the_first(self._fit.agreement, who, point, flat, asked)
             if rate is not None:
                 self._chunks.set_learning_rate(rate)
         pairs = zip((*flat.free, *flat.fixed), (*point.values, *point.constants.fixed), strict=True)
