@@ -56,6 +56,7 @@ class Checkpoint(HostCallback):
     """
 
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(
         self,
@@ -76,19 +77,22 @@ class Checkpoint(HostCallback):
         with contextlib.closing(_Writer(self.directory, self.keep, fit)) as writer:
             writer.begin(may_replace=self._mine)
             self._mine = True
-            last = time.monotonic()
+            last = fit.seconds
 
             def look(*_: Any) -> None:
                 nonlocal last
-                if self.every is not None or time.monotonic() - last >= self.seconds:
+                if self.every is not None or fit.seconds - last >= self.seconds:
                     writer.write()
-                    last = time.monotonic()
+                    last = fit.seconds
 
             try:
                 with _stopped_by_sigterm(fit):
                     yield look
-            finally:
-                writer.write()
+            except BaseException:
+                if not writer.is_shared:  # the other processes are somewhere else
+                    writer.write()
+                raise
+            writer.write()
 
     @contextlib.contextmanager
     def open_many(self, fits: RunningFits) -> Iterator[Callable[[], None]]:
@@ -129,15 +133,20 @@ class _Writer:
         self.keep = keep
         self.fit = fit
         self.last = len(fit.history["loss"])  # the step of the last checkpoint
-        self.manager: Any = checkpoint.open_manager(directory, keep)
-        self.series = checkpoint.open_series(directory)
+        self.is_shared = len(fit.processes) > 1
+        self.manager: Any = self.open()
         self.thread = ThreadPoolExecutor(1, "fitopt-checkpoint")
         self.pending: Future[None] | None = None
         self.warned = False
         self.complete = False  # whether the last checkpoint is that of a complete fit
 
+    def open(self) -> Any:
+        self.series = checkpoint.open_series(self.directory)
+        return checkpoint.open_manager(self.directory, self.keep, True, self.fit.processes)
+
     def begin(self, may_replace: bool) -> None:
         """Make room: checkpoints of steps to come are in the way of new ones."""
+        self.fit.meet()  # when all have seen the same ones
         later = [step for step in self.manager.all_steps() if step > self.last]
         if later and self.last == 0 and not may_replace:
             raise FileExistsError(
@@ -156,14 +165,16 @@ class _Writer:
             return
         self.complete = point.final is not None
         with self.faults_told():
-            frozen = checkpoint.freeze(contents_of(point, self.fit.history))
-            self.pending = self.thread.submit(self.write_now, frozen)
+            frozen = checkpoint.freeze(contents_of(point, self.fit.history), self.fit.writes)
+            if self.is_shared:  # when none of the processes computes
+                self.write_now(frozen)
+            else:
+                self.pending = self.thread.submit(self.write_now, frozen)
 
     def write_now(self, frozen: checkpoint.Frozen) -> None:
         if self.manager is None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.manager = checkpoint.open_manager(self.directory, self.keep)
-            self.series = checkpoint.open_series(self.directory)
+            self.manager = self.open()
         if not self.directory.is_dir():
             raise FileNotFoundError(f"{self.directory} is gone")
         if frozen.contents.step in self.manager.all_steps():  # written before the fit was complete

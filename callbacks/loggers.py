@@ -90,6 +90,7 @@ class Logger(HostCallback, abc.ABC):
 
     every: int | None = None
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(self, every: int):
         self.interval: int = arguments.whole(f"{type(self).__name__}: every", every)
@@ -100,6 +101,9 @@ class Logger(HostCallback, abc.ABC):
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
+        if not fit.writes:
+            yield lambda *arguments: None
+            return
         with self.log(fit) as log:
             described = False
 

@@ -63,6 +63,7 @@ class LivePlot(HostCallback):
     """
 
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(
         self,
@@ -81,6 +82,9 @@ class LivePlot(HostCallback):
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
+        if not fit.writes:
+            yield lambda *arguments: None
+            return
         screen = _screen() if self.path is None else _Files(self.path)
         drawn, not_before, warned = -1, 0.0, False
 

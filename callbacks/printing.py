@@ -13,7 +13,7 @@ from jaxtyping import Array
 
 from fitopt.callback import Fit, HostCallback
 from fitopt.optimizers.arguments import whole
-from fitopt.parameter.specification import Spec
+from fitopt.parameter.specification import Spec, is_readable
 from fitopt.state import Layout, flatten
 
 _FEW = 4  # entries of an array that are all shown
@@ -36,6 +36,7 @@ class _Table(HostCallback):
     """Prints the step, the loss and what a subclass adds, at every `every`-th step and at the last."""
 
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(self, every: int = 1, logger: logging.Logger | None = None):
         self.every: int = whole(f"{type(self).__name__}: every", every)
@@ -49,6 +50,8 @@ class _Table(HostCallback):
     def open(self, fit: Fit) -> Iterator[Any]:
         layout = flatten(fit.parameters).layout
         say = _print if self.logger is None else self.logger.info
+        if not fit.writes:
+            say = lambda line: None
         digits = len(str(fit.max_steps))
         printed = len(fit.history["loss"]) - 1
         headed = False
@@ -81,7 +84,12 @@ def _number(head: str, x: np.ndarray) -> _Cell:
     return _Cell(head, f"{x.item():.6g}", 25 if np.iscomplexobj(x) else 12)
 
 
-def _array(head: str, x: np.ndarray) -> _Cell:
+def _read(x: Any) -> Any:
+    """An array for NumPy, unless other processes have parts of it: JAX finds the range of such."""
+    return np.asarray(x) if is_readable(x) else x
+
+
+def _array(head: str, x: Any) -> _Cell:
     """A number, all entries of a short array, or the range of those of a long one."""
     if x.ndim == 0:
         return _number(head, x)
@@ -90,7 +98,7 @@ def _array(head: str, x: np.ndarray) -> _Cell:
         text = " ".join(f"{entry:.4g}" for entry in x.ravel().tolist())
         return _Cell(head, f"[{text}]", (width + 1) * x.size + 1)
     if np.iscomplexobj(x):
-        head, x = f"|{head}|", np.abs(x)
+        head, x = f"|{head}|", abs(x)
     return _Cell(f"{head} {x.shape}", f"{x.min().item():.4g} … {x.max().item():.4g}", 23)
 
 
@@ -140,7 +148,7 @@ class PrintParameters(_Table):
 
     def cells(self, layout: Layout, last: dict[str, Any]) -> list[_Cell]:
         values = jax.tree.leaves(last["params"])
-        return [_array(name, np.asarray(x)) for name, x in zip(layout.names, values, strict=True)]
+        return [_array(name, _read(x)) for name, x in zip(layout.names, values, strict=True)]
 
 
 class PrintGradients(_Table):
@@ -174,10 +182,10 @@ class PrintGradients(_Table):
         slopes = _slopes(layout.specs, values) if any(map(_is_moved, layout.specs)) else values
         cells = []
         for name, spec, grad, slope in zip(layout.names, layout.specs, grads, slopes, strict=True):
-            grad, star = np.asarray(grad), "" if spec.bijection.elementwise else "*"
+            grad, star = _read(grad), "" if spec.bijection.elementwise else "*"
             if _is_moved(spec):
                 with np.errstate(all="ignore"):
-                    grad = grad / np.asarray(slope)
+                    grad = grad / _read(slope)
             cells.append(_array(f"d/d {name}{star}", grad))
         return cells
 

@@ -36,6 +36,7 @@ class ProgressBar(HostCallback):
 
     every: int | None = None
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(self, *, logger: logging.Logger | None = None, **options: Any):
         self.logger: logging.Logger | None = check_logger("ProgressBar: logger", logger)
@@ -46,7 +47,8 @@ class ProgressBar(HostCallback):
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[Any]:
         first = len(fit.history["loss"])
-        with self._bar(total=fit.max_steps, initial=first, unit="step") as bar:
+        hidden = {} if fit.writes else {"disable": True}
+        with self._bar(hidden, total=fit.max_steps, initial=first, unit="step") as bar:
 
             def show(step: int, loss: Any) -> None:
                 if bar.n == first:
@@ -61,7 +63,7 @@ class ProgressBar(HostCallback):
 
     @contextlib.contextmanager
     def open_many(self, fits: RunningFits) -> Iterator[Callable[[], None]]:
-        with self._bar(total=fits.total, initial=fits.done, unit="fit") as bar:
+        with self._bar({}, total=fits.total, initial=fits.done, unit="fit") as bar:
 
             def show() -> None:
                 if fits.done:
@@ -71,12 +73,12 @@ class ProgressBar(HostCallback):
             yield show
             show()
 
-    def _bar(self, **options: Any) -> Any:
+    def _bar(self, hidden: dict[str, bool], **options: Any) -> Any:
         if self.logger is None:
             from tqdm.auto import tqdm  # it takes as long to import as all of fitopt
         else:
             from tqdm.std import tqdm
-        return tqdm(**{**options, **self.options})
+        return tqdm(**{**options, **self.options, **hidden})
 
 
 class _Lines:

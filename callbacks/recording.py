@@ -225,6 +225,7 @@ class RecordTime(HostCallback):
     """
 
     uses: tuple[str, ...] = ()
+    steers = False
 
     def __init__(self, every: int = 1):
         self.every: int = whole("RecordTime: every", every)

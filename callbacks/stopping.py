@@ -211,6 +211,7 @@ class StopAfter(HostCallback):
     every: int | None = None
     uses: tuple[str, ...] = ()
     cuts_short = True
+    steers = False
 
     def __init__(self, seconds: float):
         self.seconds: float = real("StopAfter: seconds", seconds)

@@ -159,6 +159,21 @@ class Fit(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def processes(self) -> tuple[int, ...]:
+        """Those that make this fit together, because its arrays lie in all of them; else one."""
+
+    @property
+    @abc.abstractmethod
+    def writes(self) -> bool:
+        """Whether this process is to print, write and draw: of several that share a fit the first."""
+
+    @property
+    @abc.abstractmethod
+    def seconds(self) -> float:
+        """Since the fit began: of several processes the first one's, at the end of the last chunk."""
+
+    @property
+    @abc.abstractmethod
     def parameters(self) -> PyTree:
         """The free Parameters where the fit stands, in the structure of the state; None elsewhere."""
 
@@ -166,6 +181,10 @@ class Fit(abc.ABC):
     @abc.abstractmethod
     def last(self) -> dict[str, PyTree]:
         """Of the last step, what the `uses` of all host callbacks name; empty before the first one."""
+
+    @abc.abstractmethod
+    def meet(self) -> None:
+        """Wait for the other processes that make this fit, if there are any."""
 
     @abc.abstractmethod
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
@@ -219,6 +238,9 @@ class HostCallback:
 
     - `every`: it is called after steps 0, every, 2 every, ...; with None after every chunk, some times
         a second.
+    - `steers`: False for one that never changes the state nor the learning rate: it saves the processes
+        of a fit that several make together a message at each call. There, too, `fit.writes` tells
+        whether this process is to print and write.
     - `uses`: which fields of the last step's `StepInfo` are needed: of `"aux"` and `"grads"` those that
         are not named are None for the function; `fit.last` has all that are.
     """
@@ -226,6 +248,7 @@ class HostCallback:
     every: int | None = 1
     uses: tuple[str, ...] = ("aux", "grads")
     cuts_short = False  # whether a fit that it has stopped is to be resumed, as one whose time was up
+    steers = True  # whether it may change the state or the learning rate
 
     @contextlib.contextmanager
     def open(self, fit: Fit) -> Iterator[HostFunction]:

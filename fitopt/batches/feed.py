@@ -31,10 +31,15 @@ def traced_sources(batches: Any) -> PyTree:
     return batches
 
 
+def sources_in(batches: Any) -> list[Source]:
+    """Those among the leaves that are no iterables."""
+    leaves = jax.tree.leaves(batches, is_leaf=_is_source)
+    return [leaf for leaf in leaves if isinstance(leaf, Source)]
+
+
 def epochs(batches: PyTree, first: int, steps: int) -> Int[np.ndarray, " steps"] | None:
     """In which pass through its data the first source that has passes begins each of some steps."""
-    sources = jax.tree.leaves(batches, is_leaf=_is_source)
-    passes = (x.epochs(first, steps) for x in sources if isinstance(x, Source))
+    passes = (source.epochs(first, steps) for source in sources_in(batches))
     return next((found for found in passes if found is not None), None)
 
 
@@ -63,6 +68,7 @@ class Feed:
                 )
         self._sources: list[Any] = leaves
         self.give_up: Callable[[], bool] = lambda: False  # whether not to wait for batches
+        self.in_whole_blocks = False  # so that several processes get the same ones
         self._reads: dict[int, list[Read]] = {}
         self._streams = {
             i: Stream(name, leaf, step, None if states is None else states[i])
@@ -89,7 +95,7 @@ class Feed:
         for i, stream in self._streams.items():
             reads = self._reads.setdefault(i, [])
             while not reads or step >= reads[-1].first + reads[-1].count:
-                if (read := stream.take(self.give_up)) is None:
+                if (read := stream.take(self.give_up, self.in_whole_blocks)) is None:
                     break
                 reads[:] = [*reads[-1:], read]  # the one before is where a fit may go back to
             if not reads:
@@ -126,8 +132,7 @@ def _is_source(x: Any) -> bool:
 
 def describe(batches: PyTree) -> dict[str, str]:
     """What the sources are that are no iterables, by place."""
-    sources = jax.tree.leaves(batches, is_leaf=_is_source)
-    pairs = ((i, source) for i, source in enumerate(sources) if not isinstance(source, Block))
+    pairs = ((i, x) for i, x in enumerate(sources_in(batches)) if not isinstance(x, Block))
     return {f"batches[{i}]": _text(source) for i, source in pairs}
 
 

@@ -67,13 +67,15 @@ class Stream:
         self._changed = threading.Condition()
         threading.Thread(target=self._read, name="fitopt batches", daemon=True).start()
 
-    def take(self, give_up: Callable[[], bool]) -> Read | None:
-        """The next block; None where there are no more batches, or nobody wants to wait any longer.
+    def take(self, give_up: Callable[[], bool], whole: bool = False) -> Read | None:
+        """The next block, a full one if `whole` and there are so many batches; None where there are
+        no more, or nobody wants to wait any longer.
 
         **Raises:** what the iterable has raised.
         """
         with self._changed:
-            while not (self._full or self._count or self._has_ended or give_up()):
+            ready = lambda: self._full or (self._count and not whole) or self._has_ended
+            while not (ready() or give_up()):
                 self._changed.wait(_SECONDS)
             if not (self._full or self._count):
                 if self._error is not None:

@@ -3,7 +3,6 @@
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,36 +13,19 @@ from ..history import Description, ResumePoint
 from ..methods.method import StopReason
 from ..optimizers.arguments import number
 from ..optimizers.composition import known_rate
-from ..parameter.specification import called, check_value
+from ..parameter.specification import called, check_value, is_readable
 from ..state import Flat, Layout, ParameterVector, PyTree
 from . import resume, snapshot, stop_reasons
+from .agreement import Agreement
+from .best_steps import BestSteps
 from .compiled import FIRST_CALLBACK, NEAR, NOT_FINITE, RUNNING, Chunk
 from .pace import Pace, Rhythm
-from .point import BestSteps, Point
+from .placement import Placement
+from .points import Advance, End, Point
 from .programs import Programs
 from .validation import bad_start, depth_in_package
 
 _SHORT_SECONDS = 1e-3  # a chunk shorter than this is begun while callbacks look at the last one
-
-
-class Advance(NamedTuple):
-    """What a chunk has brought."""
-
-    steps: int  # good ones
-    losses: np.ndarray  # of these, and what lies behind them is not meant
-    records: tuple[dict[str, PyTree] | None, ...]  # likewise, of each traced callback
-    stopper: int | None  # which traced callback ended it, or, counted on, which of the method's reasons
-    fault: str | None = None  # what went wrong at the step after them
-    is_lost: bool = False  # whether it went wrong at once after a resume: no good point is known
-
-
-class End(NamedTuple):
-    """Where a fit has ended."""
-
-    values: list[Array]
-    loss: float
-    callbacks: tuple[PyTree, ...]  # the carries of traced callbacks, which have seen this loss
-    fault: str | None  # what went wrong in the evaluation of an earlier end
 
 
 class Chunks:
@@ -60,7 +42,9 @@ class Chunks:
         programs_for: Callable[[Layout], Programs],
         flat: Flat,
         rhythm: Rhythm,
-        feed: Feed | None = None,
+        feed: Feed | None,
+        placement: Placement | None,
+        agreement: Agreement,
     ):
         self._programs_for = programs_for
         self._rhythm = rhythm
@@ -68,6 +52,9 @@ class Chunks:
         self._may_run_ahead = rhythm.is_free
         self._flat = flat
         self._feed = feed
+        self._placement = placement  # None on one device
+        self._agreement = agreement
+        self._limit = 0  # how many steps the next chunk may have
         batches = None if feed is None else feed.supply(0)[0]
         programs = programs_for(flat.layout)
         constants = programs.loop.problem.constants(flat, batches)
@@ -107,11 +94,17 @@ class Chunks:
         if point.carry is None:
             return
         fixed = resume.fixed_values(here.constants.fixed, point)
-        constants = here.constants._replace(start=point.start, fixed=fixed)
+        constants = here.constants._replace(fixed=fixed)
         plain = here.programs.plain(self._carry, constants)
-        plain = jax.tree.unflatten(jax.tree.structure(plain), point.carry())
+        arrays, begin, best = point.carry(), point.start, point.best()
+        if self._placement is not None:
+            arrays = self._placement.put(arrays, jax.tree.leaves(plain))
+            begin = self._placement.put_values(begin)
+            best = [x and self._placement.put_values(x) for x in best]
+        constants = constants._replace(start=begin)
+        plain = jax.tree.unflatten(jax.tree.structure(plain), arrays)
         carries = [*plain.callbacks]
-        for i, values in zip(here.programs.choosing, point.best(), strict=True):
+        for i, values in zip(here.programs.choosing, best, strict=True):
             if values is None:  # there is none yet, or a fault was close: then it counts anew
                 carries[i] = here.programs.loop.problem.callbacks[i].objective_changed(carries[i])
             else:
@@ -152,7 +145,7 @@ class Chunks:
     def __iter__(self) -> Iterator[Advance]:
         """Make steps until all are made, or one has gone wrong."""
         left = min(self._rhythm.steps_left(self.point.steps), self._batches_left())
-        limit = min(self._pace.first(), left)
+        _, limit = self._agreement.next_chunk(None, min(self._pace.first(), left))
         chunk = self._dispatch(limit) if limit else None
         while chunk is not None:
             since, began_early = time.perf_counter(), self._early is not None
@@ -163,14 +156,22 @@ class Chunks:
             if not ended:
                 limit = min(self._pace.next(limit), self._rhythm.steps_left(self.point.steps))
                 is_short = limit * self._pace.seconds < _SHORT_SECONDS
-                if advance.stopper is None and is_short and not self._reads_batches:
+                waits = self._reads_batches or self._agreement.is_shared
+                if advance.stopper is None and is_short and not waits:
                     self._early = self._dispatch(limit)
+            self._limit = limit
             yield advance
+            limit = self._limit
             if self._reads_batches and not ended:
-                limit = min(limit, self._batches_left())
+                _, limit = self._agreement.next_chunk(None, min(limit, self._batches_left()))
             chunk = self._early
             if chunk is None and limit and not ended:
                 chunk = self._dispatch(limit)
+
+    def agree(self, stop: StopReason | None) -> StopReason | None:
+        """Why to stop, as all processes see it, if one of them has a reason."""
+        stop, self._limit = self._agreement.next_chunk(stop, self._limit)
+        return stop
 
     @property
     def _reads_batches(self) -> bool:
@@ -293,7 +294,7 @@ class Chunks:
             self._check_values(values, prefix)
 
     def _check_values(self, values: Sequence[Array], prefix: str = "") -> None:
-        layout = self.point.layout
+        layout, values = self.point.layout, self._readable(values)
         for name, spec, value in zip(layout.names, layout.specs, values, strict=True):
             check_value(prefix + called(name), spec, value)
 
@@ -316,7 +317,8 @@ class Chunks:
             if back is None and self._resumed:
                 return None
             if back is None:
-                raise ValueError(bad_start(point.layout.names, point.constants.start, loss))
+                values = self._readable(point.constants.start)
+                raise ValueError(bad_start(point.layout.names, values, loss))
         good = back.again(good_steps)
         chunk = point.again(step)
         last = chunk.last if steps else point.last
@@ -328,6 +330,10 @@ class Chunks:
         fault = stop_reasons.not_finite(point.layout.names, step, loss, [bool(ok) for ok in finite])
         warnings.warn(fault, RuntimeWarning, stacklevel=depth_in_package())
         return fault
+
+    def _readable(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The same, such that this process can see all of them; all processes ask for them at once."""
+        return arrays if self._placement is None else self._placement.gathered(arrays)
 
     # The end.
 
@@ -343,10 +349,12 @@ class Chunks:
         if not vector.can_be_flat.any():
             return ()
         elements = vector.elements(point.values)
-        near = np.asarray(vector.inside_by(elements, NEAR)[0] != elements)
+        (near,) = self._readable([vector.inside_by(elements, NEAR)[0] != elements])
+        near = np.asarray(near)
         if not (near & vector.can_be_flat).any():
             return ()
         falls = point.programs.falls_inside(self._carry, point.constants, np.int32(point.steps))
+        (falls,) = self._readable([falls])
         return vector.labelled(np.asarray(falls))
 
     def end(self, last_loss: Callable[[], float]) -> End:
@@ -359,8 +367,9 @@ class Chunks:
         return self._evaluated(last_loss, None)
 
     def carries(self) -> tuple[PyTree, ...]:
-        """Where traced callbacks stand, as NumPy arrays."""
-        return jax.tree.map(np.array, snapshot.restore(self._carry).callbacks)
+        """Where traced callbacks stand, as NumPy arrays where this process has all of them."""
+        carries = snapshot.restore(self._carry).callbacks
+        return jax.tree.map(lambda x: np.array(x) if is_readable(x) else x, carries)
 
     def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End:
         """The end, whose loss is what the next step would record; of that step nothing else is kept.

@@ -88,7 +88,11 @@ class Loop:
         self.problem = problem
         self.layout = layout
         self.mode = mode
-        self._stacks = stacks
+        self.stacks = stacks
+
+    def without_stacks(self) -> "Loop":
+        """The same, with a carry as users know it."""
+        return Loop(self.problem, self.layout, self.mode)
 
     def bind(self, constants: Constants, step: Array | int = 0) -> tuple[Objective, Stepper]:
         """What is minimised at a step, and the method that does it."""
@@ -96,7 +100,7 @@ class Loop:
         batch = () if constants.batches is None else (draw(constants.batches, jnp.asarray(step)),)
         objective = Objective(self.problem.evaluate, vector, constants, self.mode, batch)
         method = self.problem.method
-        return objective, method.bind_stacked(objective) if self._stacks else method.bind(objective)
+        return objective, method.bind_stacked(objective) if self.stacks else method.bind(objective)
 
     # The beginning.
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import jax
 from jax.extend.core import get_opaque_trace_state
 
-from ..batches import traced_sources
+from ..batches import sources_in, traced_sources
 from ..callback import Callback, HostCallback, StepInfo, label
 from ..history import History
 from ..methods.method import Method
@@ -17,6 +16,7 @@ from ..state import Layout, PyTree, flatten
 from . import resume
 from .compiled import Loop, Problem
 from .implicit import ADJOINTS, scan_implicitly
+from .placement import Placement, placement_of
 from .programs import Programs
 from .run import Start, run
 from .scanned import scan
@@ -44,7 +44,7 @@ class Fitter:
         hosts = [c for c in self._callbacks if isinstance(c, HostCallback)]
         uses = tuple(name for name in StepInfo._fields if any(name in host.uses for host in hosts))
         self._problem = Problem(evaluate, method, traced, uses)
-        self._programs: dict[tuple[Layout, str | None, bool], Programs] = {}
+        self._programs: dict[Any, Programs] = {}
         self._many: dict[Any, Any] = {}  # compiled for many fits at once
         self._derivatives: dict[Any, Any] = {}  # compiled for uncertainties
 
@@ -79,21 +79,23 @@ class Fitter:
             else:
                 fit = scan(loop, constants, max_steps)
             return flat.layout.state(fit.values, flat.fixed), fit.history(loop, batches)
-        # What lies on several devices stays as it lies.
-        stacks = all(len(x.devices()) == 1 for x in flat.free if isinstance(x, jax.Array))
-        programs_for = functools.partial(self._programs_for, mode=mode, stacks=stacks)
-        start = Start(programs_for, self._callbacks, state, flat, max_steps, batches)
+        placement = placement_of(flat, (sources_in(batches), self._problem.callbacks))
+        programs_for = functools.partial(self._programs_for, mode=mode, placement=placement)
+        start = Start(programs_for, self._callbacks, state, flat, max_steps, batches, placement)
         for earlier in itertools.chain(resume.points(resume_from), [None]):
             fitted = run(start, earlier)
             if fitted is not None:
                 return fitted
         raise AssertionError("a fit that begins anew either ends or raises")
 
-    def _programs_for(self, layout: Layout, mode: str | None, stacks: bool = True) -> Programs:
-        programs = self._programs.get((layout, mode, stacks))
+    def _programs_for(
+        self, layout: Layout, mode: str | None, placement: Placement | None = None
+    ) -> Programs:
+        programs = self._programs.get((layout, mode, placement))
         if programs is None:
-            programs = Programs(Loop(self._problem, layout, mode, stacks))
-            programs = self._programs.setdefault((layout, mode, stacks), programs)
+            loop = Loop(self._problem, layout, mode, stacks=placement is None)
+            programs = Programs(loop, placement)
+            programs = self._programs.setdefault((layout, mode, placement), programs)
         return programs
 
     def _check_all_traced(self) -> None:

@@ -12,8 +12,10 @@ from ..callback import Callback, Fit, HostCallback, HostFunction, label
 from ..history import ResumePoint
 from ..methods.method import StopReason
 from ..parameter import Parameter, with_value
+from ..parameter.specification import is_readable
 from ..state import PyTree, combine, flatten, is_array, is_parameter
-from . import stop_reasons
+from . import steering, stop_reasons
+from .agreement import Agreement
 from .chunks import Chunks
 from .history_writer import HistoryWriter
 from .interruption import Interruption
@@ -22,20 +24,37 @@ from .interruption import Interruption
 class RunningFit(Fit):
     """What host callbacks may ask of a fit."""
 
-    def __init__(self, chunks: Chunks, writer: HistoryWriter, max_steps: int):
+    def __init__(self, chunks: Chunks, writer: HistoryWriter, max_steps: int, agreement: Agreement):
         self._chunks = chunks
         self._writer = writer
         self.history = writer.history
         self.max_steps = max_steps
+        self.agreement = agreement
         self.requested_stop: str | None = None
+        self.requested_rate: PyTree = None  # where the first process has to be asked
 
     @property
     def learning_rate(self) -> PyTree:
-        return self._chunks.learning_rate
+        return self._chunks.learning_rate if self.requested_rate is None else self.requested_rate
 
     @learning_rate.setter
     def learning_rate(self, rate: Any) -> None:
-        self._chunks.set_learning_rate(rate)
+        if self.agreement.is_shared:
+            self.requested_rate = rate
+        else:
+            self._chunks.set_learning_rate(rate)
+
+    @property
+    def processes(self) -> tuple[int, ...]:
+        return self.agreement.processes
+
+    @property
+    def writes(self) -> bool:
+        return self.agreement.writes
+
+    @property
+    def seconds(self) -> float:
+        return self.agreement.seconds
 
     @property
     def parameters(self) -> PyTree:
@@ -48,6 +67,9 @@ class RunningFit(Fit):
 
     def record(self, name: str, value: PyTree, every: int = 1) -> None:
         self._writer.record(name, value, every)
+
+    def meet(self) -> None:
+        self.agreement.meet()
 
     def resume_point(self) -> ResumePoint:
         # A fit that has ended may stand somewhere else: at an average, or at the best state.
@@ -121,10 +143,14 @@ class HostCallbacks:
                         step, free, fixed, history, last.get("aux"), loss, last.get("grads")
                     )
             except KeyboardInterrupt:
-                return StopReason(f"interrupted (Ctrl-C) in a callback after step {step}")
+                reason = StopReason(f"interrupted (Ctrl-C) in a callback after step {step}")
+                if not self._fit.agreement.is_shared:
+                    return reason
+                stops[-1], returned = reason, None  # the other processes wait for this one
             stop, new_free, new_fixed = _interpret(label(callback), returned, free, fixed)
-            if new_free is not free or new_fixed is not fixed:
-                self._edit(label(callback), new_free, new_fixed)
+            is_edited = new_free is not free or new_fixed is not fixed
+            if is_edited or (self._fit.agreement.is_shared and callback.steers):
+                self._edit(callback, new_free, new_fixed)
                 point = self._chunks.point
                 free, fixed = point.layout.free_state(point.values), point.fixed_state
             if stop:
@@ -132,12 +158,17 @@ class HostCallbacks:
                 stops.setdefault(place, stop_reasons.at_step(step, reason))
         return stops[min(stops)] if stops else None
 
-    def _edit(self, who: str, free: PyTree, fixed: PyTree) -> None:
+    def _edit(self, callback: HostCallback, free: PyTree, fixed: PyTree) -> None:
         """Go on from a state that a callback has returned."""
-        point = self._chunks.point
+        point, who = self._chunks.point, label(callback)
         free = _merged(who, "diff_state", point.layout.free_state(point.values), free)
         fixed = _merged(who, "static_state", point.fixed_state, fixed)
         flat = flatten(combine(free, fixed))
+        if self._fit.agreement.is_shared and callback.steers:
+            asked, self._fit.requested_rate = self._fit.requested_rate, None
+            flat, rate = steering.of_the_first(self._fit.agreement, who, point, flat, asked)
+            if rate is not None:
+                self._chunks.set_learning_rate(rate)
         pairs = zip((*flat.free, *flat.fixed), (*point.values, *point.constants.fixed), strict=True)
         if flat.layout != point.layout or any(new is not old for new, old in pairs):
             self._chunks.edit(flat, who)
@@ -200,7 +231,9 @@ def _merge_array(who: str, what: str, old: Any, new: Any) -> Any:
     if np.shape(new) != np.shape(old):
         raise ValueError(f"{who} returned {what} with shape {np.shape(new)}, not {np.shape(old)}")
     try:
-        array = np.asarray(new).astype(np.asarray(old).dtype, casting="same_kind")
+        if not is_readable(new):  # it lies in several processes, which have made it together
+            return new.astype(old.dtype)
+        array = np.asarray(new).astype(jnp.result_type(old), casting="same_kind")
     except TypeError as error:
         raise TypeError(f"{who} returned {what} as {new!r}: {error}") from None
     return array if hasattr(old, "dtype") else type(old)(array)

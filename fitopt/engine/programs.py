@@ -12,30 +12,32 @@ from ..callback import own_methods
 from ..methods.method import Constants
 from . import snapshot
 from .compiled import Carry, Loop
+from .placement import Placement
 from .snapshot import Snapshot
 
 
 class Programs:
     """The compiled methods of one `Loop`."""
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: Loop, placement: Placement | None = None):
         self.loop = loop
+        jit = jax.jit if placement is None else placement.jit
         # Looking up a method of an Equinox module takes longer than calling it: once is enough.
         self.choosing = loop.problem.choosing
         self.finishes: Any = own_methods(loop.problem.callbacks, "finish")
         self.pace: dict[Any, tuple[float, float]] = {}  # by the shapes of the arrays
         self.averages: bool | None = None  # not known before the first start
-        self.start: Any = jax.jit(loop.start)
-        self.advance: Any = jax.jit(loop.advance)
-        self.move: Any = jax.jit(loop.move)
-        self.set_learning_rate: Any = jax.jit(loop.set_learning_rate)
-        self.settle: Any = jax.jit(loop.settle)
-        self.packed: Any = jax.jit(loop.packed)
-        self.learning_rate: Any = jax.jit(loop.learning_rate)
-        self.falls_inside: Any = jax.jit(loop.falls_inside)
-        self.gradients_finite: Any = jax.jit(loop.gradients_finite)
-        self._values: Any = jax.jit(loop.values)
-        self._plain: Any = jax.jit(loop.plain)
+        self.start: Any = jit(loop.start)
+        self.advance: Any = jit(loop.advance)
+        self.move: Any = jit(loop.move)
+        self.set_learning_rate: Any = jit(loop.set_learning_rate)
+        self.settle: Any = jit(loop.settle)
+        self.learning_rate: Any = jit(loop.learning_rate)
+        self.falls_inside: Any = jit(loop.falls_inside)
+        self.gradients_finite: Any = jit(loop.gradients_finite)
+        self._values: Any = jit(loop.values)
+        self._plain: Any = jit(loop.plain)
+        self._packed: Any = jit(loop.packed)
         self._known_values: WeakKeyDictionary[Snapshot, list[Array]] = WeakKeyDictionary()
 
     def best_steps(self, carry: Snapshot) -> list[int]:
@@ -57,4 +59,10 @@ class Programs:
 
     def plain(self, carry: Snapshot, constants: Constants) -> Carry:
         """A carry as users know it."""
+        if not self.loop.stacks:
+            return snapshot.restore(carry)
         return self._plain(carry, constants._replace(places=self._places))
+
+    def packed(self, plain: Carry, constants: Constants) -> Snapshot:
+        """The carry that users know so."""
+        return self._packed(plain, constants) if self.loop.stacks else snapshot.take(plain)

@@ -17,8 +17,8 @@ from ..methods.method import Constants
 from ..parameter import Parameter
 from ..state import Flat, Layout, is_array, is_parameter
 from ..storage import checkpoint
-from . import snapshot
 from .history_writer import cut
+from .placement import Placement
 from .validation import depth_in_package
 
 if TYPE_CHECKING:
@@ -113,13 +113,17 @@ def _from_json(state: Any) -> Any:
     return base64.b64decode(state["base64"]) if is_bytes else state
 
 
-def completed(state: Any, flat: Flat, earlier: tuple[ResumePoint, History]) -> tuple[Any, History]:
+def completed(
+    state: Any, flat: Flat, earlier: tuple[ResumePoint, History], placement: Placement | None
+) -> tuple[Any, History]:
     """What an earlier fit that is complete has returned."""
     point, history = earlier
     fixed = fixed_values(flat.fixed, point)
     again = History.of(history, history.every)
     again.start, again.resume_point = state, point
-    return flat.layout.state([jax.numpy.asarray(x) for x in point.final or ()], fixed), again
+    values = point.final or []
+    put = map(jax.numpy.asarray, values) if placement is None else placement.put_values(values)
+    return flat.layout.state([*put], fixed), again
 
 
 def fixed_values(fixed: Sequence[Any], point: ResumePoint) -> list[Any]:
@@ -150,7 +154,8 @@ def _array(x: Any) -> str:
 
 def describe_method(loop: "Loop", constants: Constants) -> Description:
     """What a fit's carry holds besides the state: the optimizer's state, and that of callbacks."""
-    carry = jax.eval_shape(lambda: loop.plain(loop.start(constants)[0], constants))
+    loop = loop.without_stacks()
+    carry = jax.eval_shape(loop.begin, constants)
     parts = [("optimizer", carry.stepper)]
     for callback, part in zip(loop.problem.callbacks, carry.callbacks, strict=True):
         parts.append((type(callback).__name__, part))
@@ -162,14 +167,21 @@ def describe_method(loop: "Loop", constants: Constants) -> Description:
             described[name + jax.tree_util.keystr(path)] = _array(leaf)
 
     def step(carry: Any, constants: Constants) -> Any:
-        carry = snapshot.restore(loop.packed(carry, constants))
         bound = loop.bind(constants)
         after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), int))
         return after, info._replace(state=None), loss, code  # the state may hold what is no array
 
-    program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
+    shapes = jax.tree.map(_anywhere, (carry, constants))
+    program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(*shapes)))
     described |= describe(constants.batches)
     return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
+
+
+def _anywhere(x: Any) -> Any:
+    """An array's shape: on other devices a step is the same."""
+    if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
 def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> None:

@@ -1,6 +1,7 @@
 """One fit, from the start to the history."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -8,16 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..batches import Feed
-from ..callback import Callback, HostCallback
+from ..callback import Callback, HostCallback, label
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
 from ..state import Flat, Layout, PyTree
 from . import resume, stop_reasons
-from .chunks import Chunks, End
+from .agreement import Agreement
+from .chunks import Chunks
 from .history_writer import HistoryWriter
 from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
+from .placement import Placement
+from .points import End
 from .programs import Programs
 from .validation import depth_in_package
 
@@ -31,24 +35,50 @@ class Start(NamedTuple):
     flat: Flat
     max_steps: int
     batches: Any = None
+    placement: Placement | None = None  # None on one device
+
+    def facts(self, steps: int) -> dict[str, str]:
+        """What must be the same in all processes of a fit that has made some steps."""
+        described = resume.describe_state(self.flat.layout, Constants(self.flat.free, self.flat.fixed))
+        called = {f"callback {i}": _settings(one) for i, one in enumerate(self.callbacks)}
+        return described | called | {"max_steps": f"{self.max_steps}", "resume_from": f"step {steps}"}
+
+
+def _settings(callback: Callback | HostCallback) -> str:
+    """What a callback is, without the addresses of functions, which differ from process to process."""
+    traced = isinstance(callback, Callback)
+    return re.sub(" at 0x[0-9a-f]+", "", repr(callback)) if traced else label(callback)
 
 
 def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTree, History] | None:
     """Make the steps of a fit; None where an earlier fit is to go on from a point that is no good."""
+    agreement = Agreement() if start.placement is None else start.placement.agreement()
+    with _told_to_others(agreement):
+        if agreement.is_shared:
+            agreement.check_same(start.facts(0 if earlier is None else earlier[0].steps))
+        if earlier is not None:
+            constants = Constants(start.flat.free, start.flat.fixed)
+            resume.check_state(earlier[0], start.flat.layout, constants)
+            if earlier[0].final is not None:
+                return resume.completed(start.state, start.flat, earlier, start.placement)
+        return _run(start, earlier, agreement)
+
+
+def _run(
+    start: Start, earlier: tuple[ResumePoint, History] | None, agreement: Agreement
+) -> tuple[PyTree, History] | None:
     hosts = [one for one in start.callbacks if isinstance(one, HostCallback)]
     traced = [one for one in start.callbacks if isinstance(one, Callback)]
-    if earlier is not None:
-        constants = Constants(start.flat.free, start.flat.fixed)
-        resume.check_state(earlier[0], start.flat.layout, constants)
-        if earlier[0].final is not None:
-            return resume.completed(start.state, start.flat, earlier)
     steps, states = (0, None) if earlier is None else (earlier[0].steps, earlier[0].batches)
     feed = None if start.batches is None else Feed(start.batches, steps, states)
-    chunks = Chunks(start.programs_for, start.flat, Rhythm(hosts, start.max_steps), feed)
+    if feed is not None:
+        feed.in_whole_blocks = agreement.is_shared
+    rhythm = Rhythm(hosts, start.max_steps)
+    chunks = Chunks(start.programs_for, start.flat, rhythm, feed, start.placement, agreement)
     writer = HistoryWriter(start.state, traced, start.max_steps)
-    fit = RunningFit(chunks, writer, start.max_steps)
+    fit = RunningFit(chunks, writer, start.max_steps, agreement)
     with interruptible() as interruption, _closing(feed), _left_to_an_error(chunks, writer):
-        if feed is not None:
+        if feed is not None and not agreement.is_shared:
             feed.give_up = lambda: interruption.requested
         if earlier is not None:
             chunks.take_up(earlier[0])
@@ -70,10 +100,10 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
                     stop = StopReason(f"interrupted (Ctrl-C) after step {last}")
                 if stop is None and fit.requested_stop is not None:
                     stop = StopReason(f"{fit.requested_stop} (after step {last})")
-                if stop is not None:
-                    reason = stop
+                if (reason := chunks.agree(stop)) is not None:
                     break
-            if reason is None and interruption.requested:  # while it waited for a batch
+            is_cut = interruption.requested and not agreement.is_shared  # while it waited for a batch
+            if reason is None and is_cut:
                 reason = StopReason(f"interrupted (Ctrl-C) after step {chunks.point.steps - 1}")
             reason = reason or chunks.end_reason()
             return _finished(start, chunks, writer, reason), writer.history
@@ -113,6 +143,16 @@ def _closing(feed: Feed | None) -> Iterator[None]:
     finally:
         if feed is not None:
             feed.close()
+
+
+@contextlib.contextmanager
+def _told_to_others(agreement: Agreement) -> Iterator[None]:
+    """Let the other processes of a fit not wait for one that an exception has taken out of it."""
+    try:
+        yield
+    except BaseException as error:
+        agreement.leave(error)
+        raise
 
 
 @contextlib.contextmanager

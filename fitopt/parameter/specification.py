@@ -134,6 +134,11 @@ def called(name: str | None) -> str:
 
 def check_value(who: str, spec: Spec, value: ArrayLike) -> None:
     """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
+    if isinstance(value, jax.Array) and not is_readable(value):
+        # All processes must see what is wrong with the part of one of them.
+        if not spec.is_inside(value):
+            raise ValueError(f"{who}: the value must be finite, and within its bounds, in all entries")
+        return
     entries = np.asarray(value)
     fitted = np.ones((), bool) if spec.mask is None else spec.mask.array
     bad = fitted & ~np.isfinite(entries)
@@ -153,6 +158,11 @@ def check_value(who: str, spec: Spec, value: ArrayLike) -> None:
             raise ValueError(
                 f"{who}: the value {_first(entries, bad)} lies outside its bound {label}={limit}"
             )
+
+
+def is_readable(x: Any) -> bool:
+    """Whether this process can see all entries of an array."""
+    return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
 def _first(entries: np.ndarray, bad: np.ndarray) -> str:
@@ -250,6 +260,8 @@ def check_spec(spec: Spec, dtype: np.dtype) -> None:
 
 def check_range(spec: Spec, value: Array) -> None:
     """Raise unless the transform can give the fitted entries of a value."""
+    if not is_readable(value):  # the loss at such a start is not finite, which the fit looks at
+        return
     entries, cause = np.asarray(value), None
     compared = np.ones((), bool) if spec.mask is None else spec.mask.array
     for bound in (spec.lower, spec.upper):  # what is on a bound is moved
@@ -283,10 +295,10 @@ def text(x: Any) -> str:
     """A value or a piece of metadata on one line."""
     if isinstance(x, Tracer) or not hasattr(x, "__array__"):
         return str(x)
+    if np.size(x) > 8 or not is_readable(x):
+        return f"<{x.dtype}[{','.join(map(str, x.shape))}]>"
     x = np.asarray(x)
     if x.ndim == 0:
         return str(x[()])
-    if x.size > 8:
-        return f"<{x.dtype}[{','.join(map(str, x.shape))}]>"
     lines = np.array2string(x, separator=", ", formatter={"bool": str}).splitlines()
     return " ".join(line.strip() for line in lines)

@@ -6,7 +6,7 @@ share them: each refers to the records that there were when it was written.
 
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..parameter.specification import is_readable
 from ..state import PyTree
 from . import npz, series_files
 from .series_files import SeriesFiles
@@ -39,20 +40,43 @@ class OtherFormat(ValueError):
     """Another release of fitopt has written a checkpoint."""
 
 
-def open_manager(directory: Path, keep: int | None = None, create: bool = True) -> "CheckpointManager":
-    """orbax' manager of the checkpoints in a directory, of which it keeps the last ones."""
+def open_manager(
+    directory: Path, keep: int | None = None, create: bool = True, processes: Sequence[int] | None = None
+) -> "CheckpointManager":
+    """orbax' manager of the checkpoints in a directory, of which it keeps the last ones.
+
+    `processes` are those that write together, by default this one alone.
+    """
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise ImportError('checkpoints need orbax: pip install "fitopt[checkpoint]"') from error
+    together = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:  # or orbax would wait for all there are
+        processes = processes or [jax.process_index()]
+        if create and processes[0] != 0:
+            raise ValueError(
+                "orbax writes arrays from the first process of jax.distributed alone: a fit that has no "
+                f"part in it, as this of process {processes[0]}, has no checkpoints"
+            )
+        prefix = f"fitopt-{'-'.join(map(str, processes))}"
+        together = ocp.options.MultiprocessingOptions(processes[0], {*processes}, prefix)
+        if create:
+            directory.mkdir(parents=True, exist_ok=True)
+            create = False
     options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=create, enable_async_checkpointing=False
+        max_to_keep=keep,
+        create=create,
+        enable_async_checkpointing=False,
+        multiprocessing_options=together,
     )
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handlers.add("arrays", ocp.args.StandardSave)
-    handlers.add("arrays", ocp.args.StandardRestore)
-    handlers.add("rest", ocp.args.JsonSave)
-    handlers.add("rest", ocp.args.JsonRestore)
+    arrays = ocp.StandardCheckpointHandler(multiprocessing_options=together)
+    rest = ocp.JsonCheckpointHandler(multiprocessing_options=together)
+    handlers.add("arrays", ocp.args.StandardSave, arrays)
+    handlers.add("arrays", ocp.args.StandardRestore, arrays)
+    handlers.add("rest", ocp.args.JsonSave, rest)
+    handlers.add("rest", ocp.args.JsonRestore, rest)
     return ocp.CheckpointManager(directory.absolute(), options=options, handler_registry=handlers)
 
 
@@ -70,32 +94,38 @@ class Frozen(NamedTuple):
     contents: Contents
     series: dict[str, PyTree]
     others: tuple[dict[str, np.ndarray], Any]  # all else in the history, packed
+    is_first: bool  # of the processes that write it
 
 
-def freeze(contents: Contents) -> Frozen:
+def freeze(contents: Contents, is_first: bool = True) -> Frozen:
     """Copies of what a fit may change: series only grow, and are never changed in place."""
     items = _packable(contents.items)
     names = [name for name in contents.every if name in items and _bytes(items[name]) > _LARGE]
     series = {name: items.pop(name) for name in names}
     arrays, packed = npz.pack({"history": items})
     others = {name: array.copy() for name, array in arrays.items()}, packed
-    return Frozen(contents, series, others)
+    return Frozen(contents, series, others, is_first)
 
 
 def write(manager: "CheckpointManager", files: SeriesFiles, frozen: Frozen) -> None:
-    """Write a checkpoint: first the records that it refers to, then the rest."""
+    """Write a checkpoint: first the records that it refers to, then the rest.
+
+    Of arrays that lie in several processes each writes its part; the first one writes all else.
+    """
     import orbax.checkpoint as ocp
 
     contents = frozen.contents
     arrays, packed = npz.pack(jax.tree.map(without_key, contents.arrays))
     others, packed_others = frozen.others
     arrays |= others
+    in_parts = not all(map(is_readable, arrays.values()))
     rest = {
         "version": _VERSION,
         "packed": packed,
         "others": packed_others,
-        "checksums": {name: _checksum(array) for name, array in arrays.items()},
-        "series": files.write(frozen.series),
+        "checksums": {name: _checksum(x) for name, x in arrays.items() if is_readable(x)},
+        "in_parts": {name: [x.dtype.str, x.shape] for name, x in arrays.items()} if in_parts else {},
+        "series": files.write(frozen.series) if frozen.is_first else {},
         "every": dict(contents.every),
         "facts": contents.facts,
     }
@@ -154,16 +184,22 @@ def read(manager: "CheckpointManager", step: int) -> Contents:
     """
     import orbax.checkpoint as ocp
 
-    args = ocp.args.Composite(arrays=ocp.args.StandardRestore(), rest=ocp.args.JsonRestore())
-    found = manager.restore(step, args=args)
-    rest, arrays = found["rest"], {name: np.asarray(x) for name, x in found["arrays"].items()}
+    rest = manager.restore(step, args=ocp.args.Composite(rest=ocp.args.JsonRestore()))["rest"]
+    # Parts that several processes have written are put together where an example says how.
+    in_parts = rest.get("in_parts", {})
+    example = lambda dtype, shape: np.broadcast_to(np.zeros((), dtype), shape)
+    like = {name: example(*kind) for name, kind in in_parts.items()} or None
+    args = ocp.args.Composite(arrays=ocp.args.StandardRestore(like))
+    found = manager.restore(step, args=args)["arrays"]
+    arrays = {name: np.asarray(x) for name, x in found.items()}
     if rest["version"] != _VERSION:
         raise OtherFormat(
             f"cannot resume: the checkpoint of step {step} in {manager.directory} has format "
             f"{rest['version']}, and this release of fitopt reads {_VERSION}: "
             "use the release that wrote it"
         )
-    changed = [name for name, x in arrays.items() if _checksum(x) != rest["checksums"].get(name)]
+    checked = rest["checksums"] if in_parts else arrays
+    changed = [name for name in checked if _checksum(arrays[name]) != rest["checksums"].get(name)]
     if changed:
         raise ValueError(f"checksums differ: {', '.join(changed)}")
     unpacked = npz.unpack(rest["packed"], arrays.__getitem__)

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from ..parameter.specification import is_readable
 from .atomic_files import replacing
 
 _VERSION = 1
@@ -82,7 +83,7 @@ class _Packer:
         return self.pack_node(x, path)
 
     def pack_array(self, x: Any, path: tuple[str, ...]) -> Any:
-        array = np.asarray(x)
+        array: Any = np.asarray(x) if is_readable(x) else x  # of which orbax writes the parts
         if array.dtype.hasobject:
             raise TypeError(f"history: {'/'.join(path)} holds Python objects, which cannot be saved")
         name = "/".join(path)
