@@ -134,6 +134,7 @@ class _Writer:
         self.fit = fit
         self.last = len(fit.history["loss"])  # the step of the last checkpoint
         self.is_shared = len(fit.processes) > 1
+        self.manager: Any = None
         self.open()
         self.thread = ThreadPoolExecutor(1, "fitopt-checkpoint")
         self.pending: Future[None] | None = None
@@ -141,7 +142,7 @@ class _Writer:
         self.complete = False  # whether the last checkpoint is that of a complete fit
 
     def open(self) -> None:
-        self.manager: Any = checkpoint.open_manager(self.directory, self.keep, True, self.fit.processes)
+        self.manager = checkpoint.open_manager(self.directory, self.keep, True, self.fit.processes)
         self.series = checkpoint.open_series(self.directory)
 
     def begin(self, may_replace: bool) -> None:

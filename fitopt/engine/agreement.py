@@ -42,7 +42,7 @@ class Agreement:
         return time.perf_counter() - self._began
 
     def check_same(self, facts: Mapping[str, str]) -> None:
-        """Raise `ValueError` unless all processes make the same fit; `facts` are by what they tell of."""
+        """Raise `ValueError` unless all processes make the same fit, as `facts` by name tell."""
 
     def next_chunk(self, stop: StopReason | None, limit: int) -> tuple[StopReason | None, int]:
         """Why to stop, if so, and how many steps the next chunk may have."""

@@ -346,7 +346,8 @@ class Chunks:
         if not (near & vector.can_be_flat).any():
             return ()
         falls = point.programs.falls_inside(self._carry, point.constants, np.int32(point.steps))
-        return vector.labelled(np.asarray(*self._readable([falls])))
+        (falls,) = self._readable([falls])
+        return vector.labelled(np.asarray(falls))
 
     def end(self, last_loss: Callable[[], float]) -> End:
         """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""

@@ -15,6 +15,7 @@ from . import snapshot
 from .agreement import Agreement, SharedAgreement
 from .snapshot import Snapshot
 
+_PARTS = "carry", "values", "status", "losses"  # of a chunk, besides what Python reads for callbacks
 _SMALL = 2**16  # entries: a smaller array has a copy on each device, unless it is a Parameter's
 
 
@@ -46,22 +47,20 @@ class Placement:
         return jax.jit(lambda *arguments: self._spread(function(*arguments)))
 
     def _spread(self, result: Any) -> Any:
+        """What a program returns, such that each part lies in its place."""
         if isinstance(result, Snapshot):
             return snapshot.take(self._by_path(snapshot.restore(result)))
         if isinstance(result, list):  # of all Parameters, or of some scalars
             if tuple(x.shape for x in result) != self.shapes:
                 return [self._on(self.everywhere, x) for x in result]
             return [self._on(*pair) for pair in zip(self.shardings, result, strict=True)]
-        if not isinstance(result, tuple):
-            return self._by_path(result)
-        names = getattr(result, "_fields", None)
-        if names is None:
+        if hasattr(result, "records"):  # Python reads all of them, and of the last step what is small
+            records = jax.tree.map(lambda x: self._on(self.everywhere, x), result.records)
+            chunk = result._replace(**{name: self._spread(getattr(result, name)) for name in _PARTS})
+            return chunk._replace(records=records, last=self._by_path(result.last, is_read=True))
+        if isinstance(result, tuple):
             return tuple(map(self._spread, result))
-        parts = {name: self._spread(x) for name, x in zip(names, result, strict=True)}
-        if "records" in names:  # Python reads all of them, and of the last step what is small
-            parts["records"] = jax.tree.map(lambda x: self._on(self.everywhere, x), result.records)
-            parts["last"] = self._by_path(result.last, is_read=True)
-        return type(result)(**parts)
+        return self._by_path(result)
 
     def _by_path(self, tree: PyTree, is_read: bool = False) -> PyTree:
         """A pytree in which what lies at the end of a Parameter's path belongs to it."""
@@ -127,7 +126,8 @@ def placement_of(flat: Flat, others: PyTree) -> Placement | None:
             f"{mesh.axis_types}"
         )
     everywhere = NamedSharding(mesh, PartitionSpec())
-    own = [x.sharding if getattr(x, "sharding", None) in named else everywhere for x in flat.free]
+    own = [x if isinstance(x, NamedSharding) and x in named else everywhere for x in shardings]
+    own = own[: len(flat.free)]
     return Placement(everywhere, _paths(flat.layout), tuple(np.shape(x) for x in flat.free), tuple(own))
 
 

@@ -165,9 +165,17 @@ def describe_method(loop: "Loop", constants: Constants) -> Description:
         after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), int))
         return after, info._replace(state=None), loss, code  # the state may hold what is no array
 
-    program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(carry, constants)))
+    shapes = jax.tree.map(_anywhere, (carry, constants))
+    program = re.sub(" at 0x[0-9a-f]+", "", str(jax.make_jaxpr(step)(*shapes)))
     described |= describe(constants.batches)
     return described | {_PROGRAM: f"{zlib.crc32(program.encode()):08x}"}
+
+
+def _anywhere(x: Any) -> Any:
+    """An array's shape: on other devices a step is the same."""
+    if not isinstance(x, jax.Array | jax.ShapeDtypeStruct):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=getattr(x, "weak_type", False))
 
 
 def check_state(point: ResumePoint, layout: Layout, constants: Constants) -> None:

@@ -134,7 +134,7 @@ def called(name: str | None) -> str:
 
 def check_value(who: str, spec: Spec, value: ArrayLike) -> None:
     """Raise `ValueError` if a fitted entry of a concrete value is not finite or leaves its bounds."""
-    if not is_readable(value):
+    if isinstance(value, jax.Array) and not is_readable(value):
         # All processes must see what is wrong with the part of one of them.
         if not spec.is_inside(value):
             raise ValueError(f"{who}: the value must be finite, and within its bounds, in all entries")
