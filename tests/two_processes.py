@@ -1,5 +1,8 @@
-"""What tests/test_processes.py runs in each of two processes: `python -m tests.two_processes INDEX ADDRESS
-DIRECTORY`. Both leave what they have found in DIRECTORY, then the second one kills itself during a fit.
+"""What tests/test_processes.py runs in processes of their own, and the problems that it compares.
+
+`python -m tests.two_processes INDEX ADDRESS DIRECTORY` is one of two processes with two devices each. Both
+leave what they have found in DIRECTORY; then the second one kills itself during a fit.
+`python -m tests.two_processes DIRECTORY` is a process with two devices.
 """
 
 import contextlib
@@ -194,10 +197,16 @@ class Child:
         state, history = again.run(network(across, None, "d"), 50, resume_from=saved)
         self.tell("resumed", history)
         assert state["layers"][0].value.sharding.spec == PartitionSpec(None, "d")
-        # Each process may have a fit of its own.
+
+    def fits_alone(self):
+        _, history = network_fit().run(network(), 10 + 10 * self.index)
+        self.found["alone"] = history["n_steps"]
         own = self.directory / f"own-{self.index}"
-        _, history = network_fit(Checkpoint(own)).run(network(), 10 + 10 * self.index)
-        self.found["alone"] = [history["n_steps"], (own / str(history["n_steps"])).is_dir()]
+        try:
+            network_fit(Checkpoint(own)).run(network(), 10)
+            self.found["own"] = sorted(x.name for x in own.iterdir())
+        except ValueError as error:
+            self.found["own"] = str(error)
 
     def death(self):
         def die(step, *rest):
@@ -205,6 +214,31 @@ class Child:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         OptaxOptimizer(linear_loss, optax.sgd(1e-6), once(100, die)).run(linear(across), 10**9)
+
+
+def alone(directory):
+    """One process with two devices."""
+    found, put = {}, across
+    fit = network_fit(Checkpoint(directory / "saved"))
+    for name, spec in {"sharded": (None, "d"), "replicated": ()}.items():
+        state, history = fit.run(network(put, *spec), 30)
+        assert all(w.value.sharding.spec == PartitionSpec(*spec) for w in state["layers"])
+        found[name] = [history["loss"].tolist(), *(np.asarray(w.value).tolist() for w in state["layers"])]
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **_: name.endswith("backend_compile_duration") and compiled.append(name)
+    )
+    fit.run(network(put, None, "d"), 30)
+    found["compilations"] = len(compiled)
+    state, _ = fit.run(network(put, None, "d"), 40, resume_from=directory / "saved")
+    assert state["layers"][1].value.sharding.spec == PartitionSpec(None, "d")
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    rows = jax.device_put(X, NamedSharding(mesh, PartitionSpec("d")))
+    try:
+        OptaxOptimizer(linear_loss, optax.sgd(0.1)).run({**linear(), "x": rows})
+    except ValueError as error:
+        found["explicit"] = str(error)
+    (directory / "found.json").write_text(json.dumps(found))
 
 
 def main(index, address, directory):
@@ -219,9 +253,13 @@ def main(index, address, directory):
     child.told_by_the_first_alone()
     child.batches()
     child.checkpoints()
+    child.fits_alone()
     (child.directory / f"{index}.json").write_text(json.dumps(child.found))
     child.death()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:])
+    if len(sys.argv) == 2:
+        alone(Path(sys.argv[1]))
+    else:
+        main(int(sys.argv[1]), *sys.argv[2:])

@@ -54,6 +54,11 @@ def open_manager(
     together = ocp.options.MultiprocessingOptions()
     if jax.process_count() > 1:  # or orbax would wait for all there are
         processes = processes or [jax.process_index()]
+        if create and processes[0] != 0:
+            raise ValueError(
+                "orbax writes arrays from the first process of jax.distributed alone: a fit that has no "
+                f"part in it, as this of process {processes[0]}, has no checkpoints"
+            )
         prefix = f"fitopt-{'-'.join(map(str, processes))}"
         together = ocp.options.MultiprocessingOptions(processes[0], {*processes}, prefix)
         if create:
