@@ -134,16 +134,15 @@ class _Writer:
         self.fit = fit
         self.last = len(fit.history["loss"])  # the step of the last checkpoint
         self.is_shared = len(fit.processes) > 1
-        self.manager: Any = None
-        self.open()
+        self.manager: Any = self.open()
         self.thread = ThreadPoolExecutor(1, "fitopt-checkpoint")
         self.pending: Future[None] | None = None
         self.warned = False
         self.complete = False  # whether the last checkpoint is that of a complete fit
 
-    def open(self) -> None:
-        self.manager = checkpoint.open_manager(self.directory, self.keep, True, self.fit.processes)
+    def open(self) -> Any:
         self.series = checkpoint.open_series(self.directory)
+        return checkpoint.open_manager(self.directory, self.keep, True, self.fit.processes)
 
     def begin(self, may_replace: bool) -> None:
         """Make room: checkpoints of steps to come are in the way of new ones."""
@@ -175,7 +174,7 @@ class _Writer:
     def write_now(self, frozen: checkpoint.Frozen) -> None:
         if self.manager is None:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self.open()
+            self.manager = self.open()
         if not self.directory.is_dir():
             raise FileNotFoundError(f"{self.directory} is gone")
         if frozen.contents.step in self.manager.all_steps():  # written before the fit was complete

@@ -1,7 +1,7 @@
 """What tests/test_processes.py runs in processes of their own, and the problems that it compares.
 
-`python -m tests.two_processes INDEX ADDRESS DIRECTORY` is one of two processes with two devices each. Both
-leave what they have found in DIRECTORY; then the second one kills itself during a fit.
+`python -m tests.two_processes INDEX ADDRESS DIRECTORY` is one of two processes with two devices each.
+Both leave what they have found in DIRECTORY; then the second one kills itself during a fit.
 `python -m tests.two_processes DIRECTORY` is a process with two devices.
 """
 
@@ -223,7 +223,8 @@ def alone(directory):
     for name, spec in {"sharded": (None, "d"), "replicated": ()}.items():
         state, history = fit.run(network(put, *spec), 30)
         assert all(w.value.sharding.spec == PartitionSpec(*spec) for w in state["layers"])
-        found[name] = [history["loss"].tolist(), *(np.asarray(w.value).tolist() for w in state["layers"])]
+        weights = [np.asarray(w.value).tolist() for w in state["layers"]]
+        found[name] = [history["loss"].tolist(), *weights]
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: name.endswith("backend_compile_duration") and compiled.append(name)
