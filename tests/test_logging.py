@@ -141,7 +141,9 @@ def first_steps(history, steps):
 
 def go_on(logger, history, start, stops):
     """Show a logger a fit that is resumed at a step, and comes back to Python after others."""
-    running = types.SimpleNamespace(history=first_steps(history, start), max_steps=stops[-1])
+    running = types.SimpleNamespace(
+        history=first_steps(history, start), max_steps=stops[-1], writes=True
+    )
     with logger.open(running) as visit:
         for stop in stops:
             running.history.update(first_steps(history, stop))

@@ -106,7 +106,7 @@ def test_tensorboard_gets_arrays_as_histograms_and_small_ones_also_as_scalars(tm
 def test_any_array_has_a_histogram_of_what_is_finite(tmp_path, values, finite):
     history = fitopt.History(loss=np.zeros(0))
     history.every = {"x": 1}
-    running = types.SimpleNamespace(history=history, max_steps=1)
+    running = types.SimpleNamespace(history=history, max_steps=1, writes=True)
     with TensorBoardLogger(tmp_path).open(running) as visit:
         history.update(loss=np.zeros(1), x=np.array([values], float))
         visit(0, {}, {})
