@@ -14,6 +14,7 @@ import fitopt
 from fitopt import Minibatches, OptaxOptimizer
 from fitopt.callbacks import Validate
 
+from .sharded_rows import ROWS
 from .subprocesses import measure
 from .table import Row
 from .timing import Effort, interleave
@@ -134,4 +135,36 @@ def mapped_file(effort: Effort) -> Sequence[Row]:
     ]
 
 
-GROUPS = {"batches": network_in_batches, "mapped": mapped_file}
+def sharded_rows(effort: Effort) -> Sequence[Row]:
+    """Weak scaling: as many rows in each of some processes, whose gradients are added at each step."""
+    steps = effort.steps(60)
+    found = {n: measure("benchmarks.sharded_rows", f"{n}", f"{steps}") for n in (1, 2, 4)}
+    alone = found[1]["seconds"]
+    milliseconds = lambda seconds: f"{seconds / steps * 1e3:.1f}"
+    measured = (
+        f"network {'-'.join(map(str, _SIZES))}, {ROWS:,} rows in each: ms a step (of its processor)"
+    )
+    rows = [
+        Row(
+            f"fitopt: sharded rows, {n} process{'es' * (n > 1)} of one thread",
+            measured,
+            f"{milliseconds(one['seconds'])} ({milliseconds(one['busy'])})",
+            one["seconds"] / alone,
+        )
+        for n, one in found.items()
+    ]
+    agreement = [
+        Row(
+            f"fitopt: {n} processes agree on a chunk",
+            "ms a chunk, of which there are about ten a second",
+            f"{found[n]['agreement'] * 1e3:.2f}",
+            None,
+            "≤ 5 ms",
+            found[n]["agreement"] <= 5e-3,
+        )
+        for n in (2, 4)
+    ]
+    return [*rows, *agreement]
+
+
+GROUPS = {"batches": network_in_batches, "mapped": mapped_file, "processes": sharded_rows}
