@@ -1,4 +1,4 @@
-"""One network fitted to rows that lie in several processes: `python -m benchmarks.sharded_rows COUNT STEPS`.
+"""A network fitted to rows in several processes: `python -m benchmarks.sharded_rows COUNT STEPS`.
 
 Each process has one device with one thread and rows of its own. It prints the seconds of a warm fit, how
 much of them its processor was busy, and those of one round of the agreement, as JSON.

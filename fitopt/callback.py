@@ -228,6 +228,9 @@ class HostCallback:
 
     - `every`: it is called after steps 0, every, 2 every, ...; with None after every chunk, some times
         a second.
+    - `steers`: False for one that never changes the state nor the learning rate: it saves the processes
+        of a fit that several make together a message at each call. There, too, `fit.writes` tells
+        whether this process is to print and write.
     - `uses`: which fields of the last step's `StepInfo` are needed: of `"aux"` and `"grads"` those that
         are not named are None for the function; `fit.last` has all that are.
     """

@@ -82,8 +82,9 @@ class SharedAgreement(Agreement):
             )
         self._processes = tuple(processes)
         self._me = jax.process_index()
-        number = next(_fits[self._processes])
-        self._name = f"fitopt/run/{'-'.join(map(str, self._processes))}/{number}"
+        self._number = next(_fits[self._processes])
+        self._fits = f"fitopt/run/{'-'.join(map(str, self._processes))}"
+        self._name = f"{self._fits}/{self._number}"
         self._round = 0
         self._seconds = 0.0
         self.writes = self._me == self._processes[0]
@@ -98,6 +99,8 @@ class SharedAgreement(Agreement):
 
     def check_same(self, facts: Mapping[str, str]) -> None:
         told = self._gather("begin", dict(facts))
+        if self.writes:  # here nobody reads any more what was told in the last fit
+            store.remove(f"{self._fits}/{self._number - 1}")
         for process, theirs in zip(self._processes, told, strict=True):
             for name in {**told[0], **theirs}:
                 here, there = told[0].get(name, "missing"), theirs.get(name, "missing")

@@ -41,20 +41,20 @@ class Start(NamedTuple):
         """What must be the same in all processes of a fit that has made some steps."""
         described = resume.describe_state(self.flat.layout, Constants(self.flat.free, self.flat.fixed))
         called = {f"callback {i}": label(one) for i, one in enumerate(self.callbacks)}
-        return described | called | {"max_steps": f"{self.max_steps}", "steps made before": f"{steps}"}
+        return described | called | {"max_steps": f"{self.max_steps}", "resume_from": f"step {steps}"}
 
 
 def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTree, History] | None:
     """Make the steps of a fit; None where an earlier fit is to go on from a point that is no good."""
-    if earlier is not None:
-        constants = Constants(start.flat.free, start.flat.fixed)
-        resume.check_state(earlier[0], start.flat.layout, constants)
-        if earlier[0].final is not None:
-            return resume.completed(start.state, start.flat, earlier, start.placement)
     agreement = Agreement() if start.placement is None else start.placement.agreement()
     with _told_to_others(agreement):
         if agreement.is_shared:
             agreement.check_same(start.facts(0 if earlier is None else earlier[0].steps))
+        if earlier is not None:
+            constants = Constants(start.flat.free, start.flat.fixed)
+            resume.check_state(earlier[0], start.flat.layout, constants)
+            if earlier[0].final is not None:
+                return resume.completed(start.state, start.flat, earlier, start.placement)
         return _run(start, earlier, agreement)
 
 
