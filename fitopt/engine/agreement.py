@@ -19,7 +19,7 @@ from ..methods.method import StopReason
 from . import store
 
 _SOME = 64  # messages are removed so many rounds at once
-_fits: dict[tuple[int, ...], Iterator[int]] = collections.defaultdict(itertools.count)
+_counts: dict[tuple[int, ...], Iterator[int]] = collections.defaultdict(itertools.count)
 
 
 class Agreement:
@@ -82,7 +82,7 @@ class SharedAgreement(Agreement):
             )
         self._processes = tuple(processes)
         self._me = jax.process_index()
-        self._number = next(_fits[self._processes])
+        self._number = next(_counts[self._processes])
         self._fits = f"fitopt/run/{'-'.join(map(str, self._processes))}"
         self._name = f"{self._fits}/{self._number}"
         self._round = 0
