@@ -139,6 +139,8 @@ def test_edits_and_learning_rates_are_those_of_the_first_process(pair):
 def test_ctrl_c_in_one_process_stops_all_after_the_same_step(pair):
     steps, reason, *_ = pair.of("Ctrl-C")
     assert steps == 8 and "interrupted (Ctrl-C)" in reason and reason.endswith("in process 1")
+    steps, reason, *_ = pair.of("Ctrl-C in a chunk")
+    assert 0 < steps < 10**7 and reason == f"interrupted (Ctrl-C) after step {steps - 1}"
 
 
 def test_a_step_that_is_not_finite_takes_all_processes_back(pair):
@@ -161,6 +163,10 @@ def test_an_exception_in_one_process_ends_the_others_and_says_why(pair):
 def test_processes_that_are_not_given_the_same_fit_are_told_what_differs(pair):
     assert "all processes must make the same fit" in pair.of("callbacks")
     assert "callback 0 is missing in process 0 and StopOnLoss in process 1" in pair.first["callbacks"]
+
+
+def test_processes_that_would_outlive_each_other_are_refused(pair):
+    assert "jax_enable_recoverability=False" in pair.of("recoverability")
 
 
 def test_the_first_process_alone_prints_and_writes(pair):

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -145,6 +146,10 @@ class Child:
 
         fit = OptaxOptimizer(linear_loss, optax.sgd(0.05), once(7, interrupt))
         self.tell("Ctrl-C", fit.run(linear(across), 10**6)[1])
+        if self.index == 0:  # while steps are made
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        _, history = OptaxOptimizer(linear_loss, optax.sgd(1e-6)).run(linear(across), 10**7)
+        self.tell("Ctrl-C in a chunk", history)
 
     def faults(self):
         state = {**linear(across), "offset": Parameter("offset", 2.0)}
@@ -167,13 +172,19 @@ class Child:
                 OptaxOptimizer(linear_loss, optax.sgd(0.1), callbacks).run(linear(across), 10**6)
             except Exception as error:
                 self.found[name] = f"{type(error).__name__}: {error}"
+        jax.config.update("jax_enable_recoverability", True)
+        try:
+            OptaxOptimizer(linear_loss, optax.sgd(0.1)).run(linear(across))
+        except ValueError as error:
+            self.found["recoverability"] = str(error)
+        jax.config.update("jax_enable_recoverability", False)
 
     def told_by_the_first_alone(self):
         path = self.directory / f"{self.index}.csv"
         bar = io.StringIO()
         callbacks = [PrintParameters(10), ProgressBar(file=bar), CSVLogger(path)]
         with contextlib.redirect_stdout(io.StringIO()) as printed:
-            network_fit(*callbacks).run(network(across, None, "d"), 20)
+            OptaxOptimizer(linear_loss, optax.sgd(0.1), callbacks).run(linear(across), 20)
         self.found["told"] = [bool(printed.getvalue()), bool(bar.getvalue()), path.exists()]
 
     def batches(self):
@@ -190,20 +201,19 @@ class Child:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         saved = self.directory / "saved"
-        first = network_fit(Checkpoint(saved), once(30, terminate))
-        self.tell("SIGTERM", first.run(network(across, None, "d"), 10**6)[1])
+        fit = network_fit(Checkpoint(saved), once(30, terminate))
+        self.tell("SIGTERM", fit.run(network(across, None, "d"), 10**6)[1])
         self.found["saved"] = sorted(int(x.name) for x in saved.iterdir() if x.name.isdigit())
-        again = network_fit(Checkpoint(saved), once(30, terminate))
-        state, history = again.run(network(across, None, "d"), 50, resume_from=saved)
+        state, history = fit.run(network(across, None, "d"), 50, resume_from=saved)
         self.tell("resumed", history)
         assert state["layers"][0].value.sharding.spec == PartitionSpec(None, "d")
 
     def fits_alone(self):
-        _, history = network_fit().run(network(), 10 + 10 * self.index)
+        _, history = OptaxOptimizer(linear_loss, optax.sgd(0.1)).run(linear(), 10 + 10 * self.index)
         self.found["alone"] = history["n_steps"]
         own = self.directory / f"own-{self.index}"
         try:
-            network_fit(Checkpoint(own)).run(network(), 10)
+            OptaxOptimizer(linear_loss, optax.sgd(0.1), Checkpoint(own)).run(linear(), 10)
             self.found["own"] = sorted(x.name for x in own.iterdir())
         except ValueError as error:
             self.found["own"] = str(error)

@@ -72,7 +72,8 @@ class Placement:
         return jax.tree.map_with_path(on, tree)
 
     def _of(self, path: Sequence[Any], x: Array) -> NamedSharding | None:
-        for own, shape, sharding in zip(self.paths, self.shapes, self.shardings, strict=True):
+        parameters = zip(self.paths, self.shapes, self.shardings, strict=True)
+        for own, shape, sharding in sorted(parameters, key=lambda one: -len(one[0])):
             more = x.ndim - len(shape)
             if more >= 0 and tuple(path[len(path) - len(own) :]) == own and x.shape[more:] == shape:
                 spec = PartitionSpec(*[None] * more, *sharding.spec)
