@@ -217,6 +217,7 @@ def test_a_process_that_is_killed_ends_the_others_with_an_error(pair):
 def test_parameters_on_two_devices_of_one_process_are_fitted_where_they_lie(alone, fitted_network):
     found, _ = alone
     assert found["compilations"] == 0
+    assert found["all-reduce"] <= 2  # XLA combines them where its optimizations are on
     for name in ("sharded", "replicated"):
         losses, *weights = found[name]
         np.testing.assert_allclose(losses, fitted_network[1]["loss"][:30], rtol=1e-4)

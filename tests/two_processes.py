@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -36,6 +37,7 @@ from fitopt.callbacks import (
     every,
     once,
 )
+from fitopt.state import flatten
 
 RNG = np.random.default_rng(7)
 X = RNG.normal(size=(48, 4)).astype(np.float32)
@@ -235,6 +237,14 @@ def alone(directory):
         assert all(w.value.sharding.spec == PartitionSpec(*spec) for w in state["layers"])
         weights = [np.asarray(w.value).tolist() for w in state["layers"]]
         found[name] = [history["loss"].tolist(), *weights]
+    # With rows in parts a step adds up once: loss and gradients together, and nothing for the guards.
+    rows = OptaxOptimizer(linear_loss, optax.adam(0.1), [KeepBest(), StopOnLoss(0.0)])
+    rows.run(linear(put), 1)
+    (programs,) = rows._programs.values()
+    constants = rows._problem.constants(flatten(linear(put)))
+    carry, _ = programs.start(constants)
+    text = programs.advance.lower(carry, constants, np.array([0, 1], np.int32)).compile().as_text()
+    found["all-reduce"] = len(re.findall(r" (all|collective)-[a-z]+\(", text))
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: name.endswith("backend_compile_duration") and compiled.append(name)
