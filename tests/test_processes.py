@@ -20,7 +20,7 @@ from fitopt.callbacks import RecordParameters, once
 from .conftest import hand_written
 from .two_processes import blocks, linear, linear_loss, network, network_fit, rows_loss, sharded_rows
 
-HEARTBEAT = 5  # seconds: tests/two_processes.py says it to JAX, too
+HEARTBEAT = 8  # seconds: tests/two_processes.py says it to JAX, too
 
 
 def started(*arguments):
@@ -162,7 +162,8 @@ def test_an_exception_in_one_process_ends_the_others_and_says_why(pair):
 
 def test_processes_that_are_not_given_the_same_fit_are_told_what_differs(pair):
     assert "all processes must make the same fit" in pair.of("callbacks")
-    assert "callback 0 is missing in process 0 and StopOnLoss in process 1" in pair.first["callbacks"]
+    assert "callback 0 is missing in process 0 and StopOnLoss(" in pair.first["callbacks"]
+    assert "callback 1 is EarlyStopping(patience=5" in pair.of("settings")
 
 
 def test_processes_that_would_outlive_each_other_are_refused(pair):
@@ -217,7 +218,7 @@ def test_a_process_that_is_killed_ends_the_others_with_an_error(pair):
 def test_parameters_on_two_devices_of_one_process_are_fitted_where_they_lie(alone, fitted_network):
     found, _ = alone
     assert found["compilations"] == 0
-    assert found["all-reduce"] <= 2  # XLA combines them where its optimizations are on
+    assert found["all-reduce"] == 1
     for name in ("sharded", "replicated"):
         losses, *weights = found[name]
         np.testing.assert_allclose(losses, fitted_network[1]["loss"][:30], rtol=1e-4)

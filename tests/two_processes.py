@@ -28,6 +28,7 @@ from fitopt.callbacks import (
     AdaptLearningRate,
     Checkpoint,
     CSVLogger,
+    EarlyStopping,
     KeepBest,
     PrintParameters,
     ProgressBar,
@@ -169,6 +170,7 @@ class Child:
         for name, callbacks in {
             "exception": [once(3, fail)],
             "callbacks": [StopOnLoss(0.0)] * self.index,
+            "settings": [StopOnLoss(0.0), EarlyStopping(5 + self.index)],
         }.items():
             try:
                 OptaxOptimizer(linear_loss, optax.sgd(0.1), callbacks).run(linear(across), 10**6)
@@ -263,7 +265,7 @@ def alone(directory):
 
 
 def main(index, address, directory):
-    jax.distributed.initialize(address, 2, index, heartbeat_timeout_seconds=5)
+    jax.distributed.initialize(address, 2, index, heartbeat_timeout_seconds=8)
     if index == 1:
         os.nice(10)
     child = Child(index, directory)

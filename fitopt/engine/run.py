@@ -1,6 +1,7 @@
 """One fit, from the start to the history."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -40,8 +41,14 @@ class Start(NamedTuple):
     def facts(self, steps: int) -> dict[str, str]:
         """What must be the same in all processes of a fit that has made some steps."""
         described = resume.describe_state(self.flat.layout, Constants(self.flat.free, self.flat.fixed))
-        called = {f"callback {i}": label(one) for i, one in enumerate(self.callbacks)}
+        called = {f"callback {i}": _settings(one) for i, one in enumerate(self.callbacks)}
         return described | called | {"max_steps": f"{self.max_steps}", "resume_from": f"step {steps}"}
+
+
+def _settings(callback: Callback | HostCallback) -> str:
+    """What a callback is, without the addresses of functions, which differ from process to process."""
+    traced = isinstance(callback, Callback)
+    return re.sub(" at 0x[0-9a-f]+", "", repr(callback)) if traced else label(callback)
 
 
 def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTree, History] | None:
