@@ -380,7 +380,8 @@ class Chunks:
         point = self.point
         after_update = point.programs.loop.problem.method.loss_after_update
         if after_update and point.steps and not point.edited:
-            return End(point.values, last_loss(), snapshot.look_into(self._carry).callbacks, fault)
+            carries = snapshot.restore(self._carry).callbacks
+            return End(point.values, last_loss(), snapshot.readable(carries), fault)
         if point.steps == 0:
             self._check_inside(self._inside, point.constants.start)
         if self._good_step is None and self._reads_batches:
@@ -388,5 +389,6 @@ class Chunks:
         chunk, self._evaluation = self._evaluation or self._dispatch(1, self._good_step), None
         loss = float(np.asarray(chunk.losses)[0])
         if np.isfinite(loss):
-            return End(point.values, loss, snapshot.look_into(chunk.carry).callbacks, fault)
+            carries = snapshot.restore(chunk.carry).callbacks
+            return End(point.values, loss, snapshot.readable(carries), fault)
         return self._evaluated(last_loss, self._fall_back(0, loss) or fault)

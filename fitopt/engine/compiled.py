@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
     def constants(self, flat: Flat, batches: PyTree = None) -> Constants:
         """What stays the same from the start of a fit on."""
-        arrays = eqx.filter(self.callbacks, eqx.is_array)
+        arrays = eqx.filter(self.callbacks, eqx.is_array) if self.callbacks else ()
         return Constants(flat.free, flat.fixed, batches, arrays if jax.tree.leaves(arrays) else None)
 
     def callbacks_of(self, constants: Constants) -> tuple[Callback, ...]:

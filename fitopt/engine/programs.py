@@ -42,7 +42,8 @@ class Programs:
 
     def best_steps(self, carry: Snapshot) -> list[int]:
         """The best step of each callback that chooses one."""
-        callbacks, carries = self.loop.problem.callbacks, snapshot.look_into(carry).callbacks
+        callbacks = self.loop.problem.callbacks
+        carries = snapshot.readable(snapshot.restore(carry).callbacks)
         return [int(callbacks[i].best_step(carries[i])) for i in self.choosing]
 
     @functools.cached_property

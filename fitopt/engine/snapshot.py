@@ -40,12 +40,9 @@ def restore(snapshot: Snapshot) -> PyTree:
     return jax.tree.unflatten(snapshot.structure, snapshot.arrays)
 
 
-def look_into(snapshot: Snapshot) -> PyTree:
-    """The pytree that a snapshot was taken of, where numbers are NumPy's: comparing such compiles
-    nothing.
-    """
-    plain = lambda x: np.asarray(x) if x.ndim == 0 and not _is_key(x) else x
-    return restore(dataclasses.replace(snapshot, arrays=[*map(plain, snapshot.arrays)]))
+def readable(tree: PyTree) -> PyTree:
+    """The same with NumPy's numbers in place of arrays of one: comparing such compiles nothing."""
+    return jax.tree.map(lambda x: np.asarray(x) if x.ndim == 0 and not _is_key(x) else x, tree)
 
 
 def _is_key(x: Array) -> bool:
