@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from ..state import PyTree
-from .dependencies import SHARED, Graph
+from .dependencies import MIXED, SHARED, Graph
 
 _MOST_ENTRIES = 64  # of a leaf to be stacked: larger ones are worth a kernel of their own
 _BLOCK = 32  # numbers that one kernel gathers
@@ -68,25 +68,17 @@ class Leafwise:
         graph = Graph(jax.make_jaxpr(update)(position, state, position))
         if graph.is_bound_to_a_trace:
             return None
-        n, of_state = len(leaves), [SHARED] * len(states)
-        while True:
-            owners = graph.owners([*range(n), *of_state, *range(n)])
-            found = [owners[output] for output in graph.outputs]
-            now = [new if old == SHARED else old for old, new in zip(of_state, found[n:], strict=True)]
-            pairs = [*zip(found, [*range(n), *now], strict=True)]
-            if any(owner not in (SHARED, expected) for owner, expected in pairs):
-                return None
-            if now == of_state:
-                break
-            of_state = now
+        owners, of_state = _owners(graph, len(leaves), len(states))
+        if MIXED in of_state or any(owners[x] == MIXED for x in graph.outputs):
+            return None
         stacks: dict[Hashable, list[int]] = {}
-        own = [tuple(k for k, owner in enumerate(of_state) if owner == i) for i in range(n)]
-        ends = _Ends(n, len(states))
+        own = [tuple(k for k, owner in enumerate(of_state) if owner == i) for i in range(len(leaves))]
+        ends = _Ends(len(leaves), len(states))
         for i, leaf in enumerate(leaves):
             shapes = tuple((x.shape, x.dtype) for x in (leaf, *(states[k] for k in own[i])))
             kind = graph.signature(*ends(i, own[i]), owners, i) if leaf.size <= _MOST_ENTRIES else i
             stacks.setdefault((shapes, kind), []).append(i)
-        if len(stacks) == n:
+        if len(stacks) == len(leaves):
             return None
         members = [_Stack(tuple(same), tuple(own[i] for i in same)) for same in stacks.values()]
         shared = [k for k, owner in enumerate(of_state) if owner == SHARED]
@@ -131,6 +123,28 @@ class Leafwise:
             stacks.append((leaves, after))
         shared = [known[graph.outputs[ends.n_leaves + k]] for k in self._shared]
         return updates, Packed(shared, stacks)
+
+
+def _owners(graph: Graph, n_leaves: int, n_state: int) -> tuple[dict[int, int], list[int]]:
+    """The leaf that each value of an update belongs to, and each leaf of the state.
+
+    A leaf of the state belongs to what it is made of; so it may take some rounds until that is known.
+    """
+    of_state = [SHARED] * n_state
+    while True:
+        owners = graph.owners([*range(n_leaves), *of_state, *range(n_leaves)])
+        updates, states = graph.outputs[:n_leaves], graph.outputs[n_leaves:]
+        found = [owners[output] for output in states]
+        after = [new if old == SHARED else old for old, new in zip(of_state, found, strict=True)]
+        after = [
+            MIXED if new not in (SHARED, old) else old for old, new in zip(after, found, strict=True)
+        ]
+        for leaf, update in enumerate(updates):
+            if owners[update] not in (SHARED, leaf):
+                owners[update] = MIXED
+        if after == of_state:
+            return owners, after
+        of_state = after
 
 
 class _Ends(NamedTuple):
