@@ -1,0 +1,88 @@
+"""How Sphinx builds the site: `sphinx-build -W -b html docs docs/_build/html`."""
+
+import os
+import re
+
+# Pages compile much and compute little; the kernels that execute them inherit this.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import fitopt
+
+project = "fitopt"
+author = "the authors of fitopt"
+release = version = fitopt.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
+
+html_theme = "furo"
+html_title = "fitopt"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_copyright = False
+templates_path: list[str] = []
+
+# Executed pages are kept in docs/_build, so that a second build executes what has changed alone.
+nb_execution_mode = "cache"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_ipywidgets_js: dict[str, dict[str, str]] = {}  # they would come from the network
+nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+autodoc_inherit_docstrings = False  # a method is shown where it is described
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+maximum_signature_line_length = 80
+python_use_unqualified_type_names = True
+add_module_names = False
+default_role = "code"  # docstrings are written as in Markdown, where backquotes mean code
+
+
+def as_restructured_text(
+    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Docstrings are Markdown: what reStructuredText would read in another way is put as it wants it."""
+
+    def inline(found: re.Match[str]) -> str:
+        code, plural = found["code"], "" if found["plural"] is None else "\\ "
+        if code is None:
+            return r"\|"  # or it would be a substitution
+        return (f":py:obj:{code}" if code.startswith("`fitopt.") else code) + plural
+
+    paragraphs = "\n".join(lines).split("\n\n")
+    for i, text in enumerate(paragraphs):
+        if not text.lstrip().startswith(">>>"):
+            text = re.sub(
+                r"(?m)^- .*(?:\n {4}\S.*)+", lambda item: item[0].replace("\n    ", "\n  "), text
+            )
+            paragraphs[i] = re.sub(r"(?P<code>`+[^`]+`+)(?P<plural>(?=\w))?|\|", inline, text)
+    lines[:] = "\n\n".join(paragraphs).split("\n")
+
+
+SHORTER = {  # in signatures
+    "jaxlib._jax.Array": "Array",
+    "Array | ndarray | bool | number | bool | int | float | complex": "ArrayLike",
+    "Callable[[ArrayLike], ArrayLike]": "Schedule",
+    "Callable[[Array], ArrayLike]": "Schedule",
+    ", **unknown: Any": "",
+}
+
+
+def shorter_signature(
+    app: object, what: str, name: str, obj: object, options: object, arguments: str, returns: str
+) -> tuple[str, str]:
+    """Types under the names that users know."""
+    for long, short in SHORTER.items():
+        arguments, returns = (text and text.replace(long, short) for text in (arguments, returns))
+    return arguments, returns
+
+
+def setup(app: object) -> None:
+    """Sphinx calls this."""
+    app.connect("autodoc-process-docstring", as_restructured_text)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-signature", shorter_signature)  # type: ignore[attr-defined]
