@@ -21,7 +21,7 @@ PAGES = sorted(
 # What other libraries want is in a {code-block}, which is shown and not run; what a fragment needs
 # and a reader knows is in a comment.
 CODE = re.compile(
-    r"^(?:```(?:python|\{code-cell\}.*)|<!-- python)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL
+    r"^(?:```(?:python|\{code-cell\}[^\n]*)|<!-- python)\n(.*?)^(?:```|-->)$", re.MULTILINE | re.DOTALL
 )
 MODULES = ("fitopt", "fitopt.callbacks", "fitopt.optimizers", "fitopt.schedules", "fitopt.transforms")
 MODULES += ("fitopt.many", "fitopt.reporting", "fitopt.uncertainty")
