@@ -49,7 +49,9 @@ def run_examples(path):
         if code.startswith(">>>"):
             test = doctest.DocTestParser().get_doctest(code, {}, path.name, str(path), line)
             test.globs, said = namespace, []
-            doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append, clear_globs=False)
+            doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(
+                test, out=said.append, clear_globs=False
+            )
             assert not said, "".join(said)
         else:
             exec(compile("\n" * line + code, str(path), "exec"), namespace)
@@ -65,14 +67,18 @@ def test_the_reference_has_each_public_name_once():
     entries = collections.Counter(
         name
         for page in (DOCS / "api").glob("*.md")
-        for name in re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)", page.read_text(), re.MULTILINE)
+        for name in re.findall(
+            r"^\.\. auto(?:class|function):: ([\w.]+)", page.read_text(), re.MULTILINE
+        )
     )
     described = collections.Counter()
     for name, count in entries.items():
         module, _, attribute = name.rpartition(".")
         described[getattr(importlib.import_module(module), attribute)] += count
     public = {
-        getattr(module, name) for module in map(importlib.import_module, MODULES) for name in module.__all__
+        getattr(module, name)
+        for module in map(importlib.import_module, MODULES)
+        for name in module.__all__
     }
     public = {one for one in public if not inspect.ismodule(one)}
     assert {one.__name__ for one in public - set(described)} == set()
