@@ -10,7 +10,14 @@ import re
 import jax
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
+
+import fitopt
+from fitopt import callbacks
+from fitopt.engine import stop_reasons
+from fitopt.methods.method import StopReason
+from fitopt.methods.optimistix_method import OptimistixMethod
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 PAGES = sorted(
@@ -83,3 +90,33 @@ def test_the_reference_has_each_public_name_once():
     public = {one for one in public if not inspect.ismodule(one)}
     assert {one.__name__ for one in public - set(described)} == set()
     assert {one.__name__ for one, count in described.items() if count > 1} == set()
+
+
+STOPPERS = [
+    callbacks.EarlyStopping(10),
+    callbacks.StopOnLoss(0.1),
+    callbacks.StopOnGradient(0.1),
+    callbacks.StopOnStep(0.1, 0.1),
+    callbacks.StopAfter(10.0),
+]
+SENTENCES = [
+    *(one.stop_reason() for one in STOPPERS),
+    *(
+        reason.sentence
+        for reason in OptimistixMethod(fitopt.LBFGSB(rtol=0.1)).stop_reasons([np.ones(1)])
+    ),
+    stop_reasons.reached(10).sentence,
+    stop_reasons.out_of_batches(10).sentence,
+    stop_reasons.not_finite(["rate"], 10, np.nan, [False]),
+    stop_reasons.not_finite(["rate"], 10, 1.0, [True]),
+    stop_reasons.stalled(StopReason("so it was"), ["rate"]).sentence,
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES, ids=[sentence[:20] for sentence in SENTENCES])
+def test_the_page_on_convergence_knows_each_reason_to_stop(sentence):
+    page = (DOCS / "how_to/convergence.md").read_text()
+    beginnings = re.findall("`([^`]+)`", "".join(re.findall(r"^\|([^|]*)\|", page, re.MULTILINE)))
+    of_a_solver = sentence.removeprefix("LBFGSB ")
+    known = [text.removeprefix("LevenbergMarquardt ") for text in beginnings]
+    assert any(of_a_solver.startswith(text) for text in known)
