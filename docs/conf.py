@@ -11,6 +11,9 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+from sphinx.application import Sphinx
+from sphinx.util.typing import stringify_annotation
+
 import fitopt
 
 project = "fitopt"
@@ -25,7 +28,6 @@ html_title = "fitopt"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
-suppress_warnings = ["toc.empty_glob"]  # guides that may come later
 
 # Executed pages are kept in docs/_build, so that a second build executes what has changed alone.
 nb_execution_mode = "cache"
@@ -48,7 +50,7 @@ default_role = "code"  # docstrings are written as in Markdown, where backquotes
 
 
 def as_restructured_text(
-    app: object, what: str, name: str, obj: object, options: object, lines: list[str]
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
     """Docstrings are Markdown: what reStructuredText would read in another way is put as it wants it."""
 
@@ -78,15 +80,27 @@ SHORTER = {  # in signatures
 
 
 def shorter_signature(
-    app: object, what: str, name: str, obj: object, options: object, arguments: str, returns: str
+    app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str, returns: str
 ) -> tuple[str, str]:
-    """Types under the names that users know."""
+    """Types under the names that users know; those of Equinox' fields, which converters hide."""
     for long, short in SHORTER.items():
         arguments, returns = (text and text.replace(long, short) for text in (arguments, returns))
+    for field, annotation in getattr(obj, "__annotations__", {}).items() if what == "class" else ():
+        kind = stringify_annotation(annotation, "smart").replace("~", "")
+        arguments = arguments and re.sub(rf"\b{field}: Any\b", f"{field}: {kind}", arguments)
     return arguments, returns
 
 
-def setup(app: object) -> None:
+def without_backlinks(
+    app: Sphinx, page: str, template: str, context: dict[str, str], doctree: object
+) -> None:
+    """From source to reference: viewcode takes all of a module to be exported under one name."""
+    if page.startswith("_modules/") and "body" in context:
+        context["body"] = re.sub(r'<a class="viewcode-back".*?</a>', "", context["body"])
+
+
+def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
-    app.connect("autodoc-process-docstring", as_restructured_text)  # type: ignore[attr-defined]
-    app.connect("autodoc-process-signature", shorter_signature)  # type: ignore[attr-defined]
+    app.connect("autodoc-process-docstring", as_restructured_text)
+    app.connect("autodoc-process-signature", shorter_signature)
+    app.connect("html-page-context", without_backlinks, 900)
