@@ -26,7 +26,7 @@ def html(tables: Tables) -> str:
             "<div>",
             table(tables.parameters),
             listed(tables.messages),
-            f'<div style="display: flex; flex-wrap: wrap; gap: 0 2em">{beside}</div>',
+            f'<div style="display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2em">{beside}</div>',
             "</div>",
         ]
     )
