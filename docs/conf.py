@@ -23,7 +23,7 @@ release = version = fitopt.__version__
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["_build", "**.ipynb_checkpoints", "jupyter_execute"]
 
-html_theme = "furo"
+html_theme = "furo"  # light and dark, good on telephones, and all that it loads is its own
 html_title = "fitopt"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -71,11 +71,10 @@ def as_restructured_text(
 
 
 SHORTER = {  # in signatures
-    "jaxlib._jax.Array": "Array",
-    "Array | ndarray | bool | number | bool | int | float | complex": "ArrayLike",
-    "Callable[[ArrayLike], ArrayLike]": "Schedule",
-    "Callable[[Array], ArrayLike]": "Schedule",
-    ", **unknown: Any": "",
+    "jaxlib._jax.": "",
+    "~jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | float | complex": "ArrayLike",
+    "~collections.abc.Callable[[~jax.Array], ArrayLike]": "Schedule",
+    ", **unknown: ~typing.Any": "",
 }
 
 
@@ -83,11 +82,11 @@ def shorter_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str, returns: str
 ) -> tuple[str, str]:
     """Types under the names that users know; those of Equinox' fields, which converters hide."""
+    for field, annotation in getattr(obj, "__annotations__", {}).items() if what == "class" else ():
+        kind = stringify_annotation(annotation, "smart")
+        arguments = arguments and re.sub(rf"\b{field}: ~typing.Any\b", f"{field}: {kind}", arguments)
     for long, short in SHORTER.items():
         arguments, returns = (text and text.replace(long, short) for text in (arguments, returns))
-    for field, annotation in getattr(obj, "__annotations__", {}).items() if what == "class" else ():
-        kind = stringify_annotation(annotation, "smart").replace("~", "")
-        arguments = arguments and re.sub(rf"\b{field}: Any\b", f"{field}: {kind}", arguments)
     return arguments, returns
 
 
