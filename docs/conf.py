@@ -72,7 +72,9 @@ def as_restructured_text(
 
 SHORTER = {  # in signatures
     "jaxlib._jax.": "",
-    "~jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | float | complex": "ArrayLike",
+    "~jax.Array | ~numpy.ndarray | ~numpy.bool | ~numpy.number | bool | int | float | complex": (
+        "ArrayLike"
+    ),
     "~collections.abc.Callable[[~jax.Array], ArrayLike]": "Schedule",
     ", **unknown: ~typing.Any": "",
 }
