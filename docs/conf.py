@@ -86,10 +86,19 @@ def shorter_signature(
     """Types under the names that users know; those of Equinox' fields, which converters hide."""
     for field, annotation in getattr(obj, "__annotations__", {}).items() if what == "class" else ():
         kind = stringify_annotation(annotation, "smart")
-        arguments = arguments and re.sub(rf"\b{field}: ~typing.Any\b", f"{field}: {kind}", arguments)
+        arguments = arguments and re.sub(
+            rf"\b{field}: ~[\w.]+\.(Any|T)\b", f"{field}: {kind}", arguments
+        )
     for long, short in SHORTER.items():
         arguments, returns = (text and text.replace(long, short) for text in (arguments, returns))
     return arguments, returns
+
+
+def is_bare_field(
+    app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object
+) -> bool | None:
+    """Fields of named tuples are in the signature; their docstrings are Python's."""
+    return True if str(obj.__doc__).startswith("Alias for field number") else None
 
 
 def without_backlinks(
@@ -104,4 +113,5 @@ def setup(app: Sphinx) -> None:
     """Sphinx calls this."""
     app.connect("autodoc-process-docstring", as_restructured_text)
     app.connect("autodoc-process-signature", shorter_signature)
+    app.connect("autodoc-skip-member", is_bare_field)
     app.connect("html-page-context", without_backlinks, 900)

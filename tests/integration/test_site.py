@@ -108,7 +108,8 @@ def seen(tmp_path_factory):
 
 def test_the_search_finds_early_stopping_and_leads_to_it(seen):
     assert "error" not in seen, seen.get("error")
-    assert "patience" in seen["search"].get("text", ""), seen["search"]
+    assert seen["search"]["links"][0].endswith("#fitopt.callbacks.EarlyStopping")
+    assert "patience" in seen["search"]["text"]
 
 
 def found(seen, what):
