@@ -1,5 +1,6 @@
 """How Sphinx builds the site: `sphinx-build -W -b html docs docs/_build/html`."""
 
+import inspect
 import os
 import re
 
@@ -84,7 +85,9 @@ def shorter_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str, returns: str
 ) -> tuple[str, str]:
     """Types under the names that users know; those of Equinox' fields, which converters hide."""
-    for field, annotation in getattr(obj, "__annotations__", {}).items() if what == "class" else ():
+    init = inspect.unwrap(obj.__init__) if inspect.isclass(obj) else None
+    is_made = getattr(getattr(init, "__code__", None), "co_filename", "") == "<string>"  # by dataclasses
+    for field, annotation in obj.__annotations__.items() if is_made else ():
         kind = stringify_annotation(annotation, "smart")
         arguments = arguments and re.sub(
             rf"\b{field}: ~[\w.]+\.(Any|T)\b", f"{field}: {kind}", arguments
