@@ -21,12 +21,13 @@ def html(tables: Tables) -> str:
         if rows
         for labels, facts in [zip(*rows, strict=True)]
     )
+    row = "display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2em"
     return "".join(
         [
             "<div>",
             table(tables.parameters),
             listed(tables.messages),
-            f'<div style="display: flex; flex-wrap: wrap; gap: 0 2em">{beside}</div>',
+            f'<div style="{row}">{beside}</div>',
             "</div>",
         ]
     )
