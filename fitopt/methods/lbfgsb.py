@@ -77,9 +77,10 @@ class LBFGSB(optx.AbstractMinimiser[Any, Any, Any]):
     Constrained Optimization); the point to aim at is its generalized Cauchy point, improved over the
     parameters that are not on a bound there and projected (Morales and Nocedal, 2011). A parameter
     with two bounds is measured in widths, so that its unit does not matter. With bounds, the first
-    step aims at half of the way to those that lie downhill, or nearer if the loss is steep for its size. The line search is for
-    Wolfe's conditions, and, where the loss would tell no more than rounding, for the approximate ones of
-    Hager and Zhang (2005). Each step evaluates loss and gradient once, at a point within the bounds.
+    step aims at half of the way to those that lie downhill, or nearer where the loss is steep for its
+    size. The line search is for Wolfe's conditions, and, where the loss would tell no more than
+    rounding, for the approximate ones of Hager and Zhang (2005). Each step evaluates loss and gradient
+    once, at a point within the bounds.
 
     If rounding, a kink or a wrong gradient stops it before it has converged, `state.stalled` is true.
 
