@@ -117,9 +117,10 @@ def first_target(y: Array, loss: Array, gradient: Array, bounds: tuple[Array, Ar
     """Where to aim at while nothing is known of the curvature.
 
     Slopes tell in which direction a parameter should go, but not how far, as the loss may be much
-    steeper in one than in another. So each goes half of the way to the bound ahead, but all together no further
-    than where the loss, if it fell on like this, would have changed by twice its size (Fletcher, 1987,
-    Practical Methods of Optimization, 2.6): bounds may be far beyond where the model makes sense.
+    steeper in one than in another. So each goes half of the way to the bound ahead, but all together
+    no further than where the loss, if it fell on like this, would have changed by twice its size
+    (Fletcher, 1987, Practical Methods of Optimization, 2.6): bounds may be far beyond where the model
+    makes sense.
     """
     units = _units(y, bounds)
     slopes = lax.stop_gradient(inward(y, gradient, bounds) * units)
