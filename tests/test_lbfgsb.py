@@ -29,6 +29,7 @@ def lying(y):
 lying.defjvp(lambda primals, tangents: (lying(*primals), -jnp.sum(2 * primals[0] * tangents[0])))
 
 UNITS = np.array([1e6, 1e-6])
+TIMES = np.linspace(0, 5, 40)
 LOSSES = {
     "rosenbrock": rosenbrock,
     "in other units": lambda y: rosenbrock(y / UNITS),
@@ -39,6 +40,7 @@ LOSSES = {
     "next to a pole": lambda y: 1e-9 / (y[0] + 1e-12) + (y[0] - 3) ** 2 + 0.01 * (y[1] - 2) ** 2 + 1,
     "without end": lambda y: -jnp.sum(y**3),
     "bowl": lambda y: 5 + jnp.sum((y - 1) ** 2),
+    "decay": lambda y: jnp.sum((y[0] * jnp.exp(-y[1] * TIMES) - 2 * np.exp(-TIMES)) ** 2),
 }
 NOWHERE = np.full(2, np.inf)
 
@@ -116,6 +118,20 @@ def test_units_do_not_matter():
     plain = solve("rosenbrock", [-1.2, 1], *bounds)
     np.testing.assert_allclose(scaled.y / UNITS, 1, rtol=1e-7)
     assert abs(scaled.steps - plain.steps) < 10 and not scaled.state.stalled
+
+
+def test_the_first_step_aims_half_way_to_bounds_but_no_further_than_the_loss_suggests():
+    near = solve("bowl", [0, 2.5], [-4, -4], [4, 4])  # a fall of 2·2 + 3·3.25 from 8.25
+    np.testing.assert_allclose(near.trials[0], [2, -0.75])
+    far = solve("bowl", [0, 2.5], [-400, -400], [400, 400])
+    np.testing.assert_allclose(np.abs(far.trials[0] - [0, 2.5]) @ [2, 3], 2 * 8.25)
+
+
+def test_bounds_may_be_far_away():
+    for start in ([1, 0.1], [9, 0.2], [0.2, 4]):
+        run = solve("decay", start, [0, 0], [1e4, 1e4])
+        assert not run.state.stalled
+        np.testing.assert_allclose(run.y, [2, 1], rtol=1e-6)
 
 
 def test_not_finite_is_stepped_back_from():

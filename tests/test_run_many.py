@@ -42,12 +42,12 @@ def decays(n, seed=0):
     ]
 
 
-def assert_as_run(optimizer, states, fits, *arguments):
+def assert_as_run(optimizer, states, fits, *arguments, same=("best_step",)):
     """Each fit is what `run` makes of its state."""
     assert len(fits) == len(states)
     for state, (fitted, history) in zip(states, fits, strict=True):
         expected, wanted = optimizer.run(state, *arguments)
-        for name in ("n_steps", "stop_reason", "converged", "best_step"):
+        for name in ("n_steps", "stop_reason", "converged", *same):
             assert history[name] == wanted[name], name
         for name in ("final_loss", "best_loss"):
             np.testing.assert_allclose(history[name], wanted[name], rtol=1e-9)
@@ -181,7 +181,8 @@ def test_callbacks_finish_the_history_of_each_fit():
 def test_minimisers_end_by_themselves():
     optimizer = OptaxOptimizer(loss, fitopt.LBFGSB(rtol=1e-8))
     states = decays(5)
-    assert_as_run(optimizer, states, optimizer.run_many(states, lanes=2))
+    # The last losses differ by rounding, which is another in lanes.
+    assert_as_run(optimizer, states, optimizer.run_many(states, lanes=2), same=())
 
 
 def test_masks_names_and_static_leaves_stay():

@@ -76,9 +76,11 @@ class LBFGSB(optx.AbstractMinimiser[Any, Any, Any]):
     The model is that of Byrd, Lu, Nocedal and Zhu (1995, A Limited Memory Algorithm for Bound
     Constrained Optimization); the point to aim at is its generalized Cauchy point, improved over the
     parameters that are not on a bound there and projected (Morales and Nocedal, 2011). A parameter
-    with two bounds is measured in widths, so that its unit does not matter. The line search is for
-    Wolfe's conditions, and, where the loss would tell no more than rounding, for the approximate ones of
-    Hager and Zhang (2005). Each step evaluates loss and gradient once, at a point within the bounds.
+    with two bounds is measured in widths, so that its unit does not matter. With bounds, the first
+    step aims at half of the way to those that lie downhill, or nearer where the loss is steep for its
+    size. The line search is for Wolfe's conditions, and, where the loss would tell no more than
+    rounding, for the approximate ones of Hager and Zhang (2005). Each step evaluates loss and gradient
+    once, at a point within the bounds.
 
     If rounding, a kink or a wrong gradient stops it before it has converged, `state.stalled` is true.
 
@@ -173,7 +175,7 @@ class LBFGSB(optx.AbstractMinimiser[Any, Any, Any]):
         memory = memory._replace(count=jnp.where(failed, 0, memory.count))
         begun = lambda: lbfgsb_model.begun(memory, y, info.grad, bounds)
         memory = lax.cond(first, begun, lambda: memory)
-        propose = lambda: self._search(y, info, memory, records, bounds)
+        propose = lambda: self._search(y, info, memory, records, bounds, first)
         search = lax.cond(accept | failed, propose, lambda: searched)
         spent = (failed & (state.memory.count == 0)) | (records.idle >= _MOST_IDLE)
         fine = (ROUNDING * jnp.finfo(y.dtype).eps) ** 0.5
@@ -193,9 +195,13 @@ class LBFGSB(optx.AbstractMinimiser[Any, Any, Any]):
         )
         return y, state, aux
 
-    def _search(self, y: Array, info: Any, memory: Memory, records: Records, bounds: Bounds) -> Search:
+    def _search(
+        self, y: Array, info: Any, memory: Memory, records: Records, bounds: Bounds, first: Array
+    ) -> Search:
         """The line search to where the model is least."""
         target = lbfgsb_model.target(y, info.grad, memory, bounds)
+        if bounds is not None:
+            target = jnp.where(first, lbfgsb_model.first_target(y, info.f, info.grad, bounds), target)
         move = target - y
         small = jnp.all(jnp.abs(move) <= self.atol + self.rtol * records.size)
         small &= _is_flat(y, info, records, bounds, self.rtol)

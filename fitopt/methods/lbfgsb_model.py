@@ -12,7 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 Bounds = tuple[Array, Array] | None
 
-_FIRST_MOVE = 0.1  # of a parameter's unit: how far the first search aims
+_FIRST_MOVE = 0.1  # of a parameter's unit: how far the first search aims...
+_FIRST_PART = 0.5  # ...or, where there is a bound, of the way there
+_FAINT = 1e-3  # of the largest gradient: below it a parameter moves in proportion
 
 
 class Memory(NamedTuple):
@@ -109,6 +111,26 @@ def target(y: Array, gradient: Array, memory: Memory, bounds: Bounds) -> Array:
     move = jnp.clip(jnp.where(falls(jnp.clip(move, low, high)), move, cauchy), low, high)
     inside = jnp.clip(y + move * units, *bounds)
     return jnp.where(move <= low, bounds[0], jnp.where(move >= high, bounds[1], inside))
+
+
+def first_target(y: Array, loss: Array, gradient: Array, bounds: tuple[Array, Array]) -> Array:
+    """Where to aim at while nothing is known of the curvature.
+
+    Slopes tell in which direction a parameter should go, but not how far, as the loss may be much
+    steeper in one than in another. So each goes half of the way to the bound ahead, but all together
+    no further than where the loss, if it fell on like this, would have changed by twice its size
+    (Fletcher, 1987, Practical Methods of Optimization, 2.6): bounds may be far beyond where the model
+    makes sense.
+    """
+    units = _units(y, bounds)
+    slopes = lax.stop_gradient(inward(y, gradient, bounds) * units)
+    strength = jnp.abs(slopes) / jnp.maximum(jnp.max(jnp.abs(slopes)), jnp.finfo(y.dtype).tiny)
+    room = jnp.where(slopes > 0, y - bounds[0], bounds[1] - y) / units
+    part = _FIRST_PART * jnp.minimum(strength / _FAINT, 1)
+    move = lax.stop_gradient(jnp.where(jnp.isfinite(room), room * part, _FIRST_MOVE * strength))
+    fall, most = jnp.sum(move * jnp.abs(slopes)), lax.stop_gradient(2 * jnp.abs(loss))
+    move *= jnp.where((most > 0) & (fall > most), most / jnp.where(fall > 0, fall, 1), 1)
+    return jnp.clip(y - jnp.sign(slopes) * move * units, *bounds)
 
 
 def _cauchy_length(model: _Model, gradient: Array, low: Array, high: Array) -> Float[Array, ""]:

@@ -45,7 +45,9 @@ class Parameter(ArrayFace):
     - `free`: whether it is fitted.
     - `lower`, `upper`: bounds that the value keeps throughout the fit: a number, or an array that
         broadcasts to the value's shape (infinite entries bound nothing). A fit that starts on a
-        bound starts just inside.
+        bound starts just inside, but with `LBFGSB`, which starts there. What moves an unconstrained
+        value, as adam does, leaves a start very near a bound slowly: without a `scale`, a step of 0.05
+        changes the distance by 5 %. Start on the bound or further inside, or take `LBFGSB`.
     - `scale`: the typical size of a change of the value, a number or an array; the optimizer moves
         `value / scale`, or with bounds a number that far from them changes like it.
     - `mask`: booleans that broadcast to the value's shape; entries that are `False` stay as they are.
