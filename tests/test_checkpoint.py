@@ -329,6 +329,26 @@ def test_a_checkpoint_whose_loss_is_not_finite_falls_back_too(tmp_path):
     assert told == {"resume_from: the loss", "the loss (nan) was no"}
 
 
+@pytest.mark.filterwarnings("ignore:.*returned the last good state", "ignore:.*begins anew")
+def test_a_fit_whose_last_state_has_no_loss_may_be_run_again(tmp_path):
+    # sgd goes 0, 1, 2, 3, and the loss of the last of these is not finite.
+    callbacks = [KeepBest(), Checkpoint(tmp_path)]
+    climb = lambda state: jnp.where(state["x"] > 2.5, jnp.nan, -state["x"])
+    fit = OptaxOptimizer(climb, optax.sgd(1.0), callbacks)
+    for source in (tmp_path, tmp_path, None):
+        fitted, history = fit.run({"x": Parameter("x", 0.0)}, 3, resume_from=source or history)
+        assert float(fitted["x"]) == 2.0
+        assert "not finite at step 3" in history["stop_reason"]
+
+
+def test_changes_to_a_fit_that_has_ended_are_told_of(parabola):
+    _, history = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(5)).run(parabola, 500)
+    other = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(50))
+    with pytest.warns(RuntimeWarning, match="this fit has ended .EarlyStopping.* has no effect"):
+        _, again = other.run(parabola, 500, resume_from=history)
+    assert again["n_steps"] == history["n_steps"]
+
+
 def test_a_new_fit_does_not_write_over_the_checkpoints_of_another(tmp_path, parabola):
     first = OptaxOptimizer(quadratic, optax.sgd(0.1), Checkpoint(tmp_path))
     first.run(parabola, 5)

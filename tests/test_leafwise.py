@@ -136,3 +136,11 @@ def test_a_second_fit_compiles_nothing(state, fitted):
     with counted_compilations() as count:
         fit.run(state, 25)
     assert not count
+
+
+def test_leaves_of_an_update_with_effects_are_not_stacked():
+    def update(grads, state, params=None):
+        jax.debug.callback(lambda x: None, grads[0])
+        return jax.tree.map(lambda x: -0.1 * x, grads), state
+
+    assert found(optax.GradientTransformation(lambda params: (), update)) is None

@@ -647,3 +647,15 @@ def test_columns_that_depend_on_each_other_share_a_step():
 def test_an_argument_out_of_range_is_an_error(arguments, error):
     with pytest.raises(error, match=f"LevenbergMarquardt: {list(arguments)[-1]} must be"):
         LevenbergMarquardt(**arguments)
+
+
+@pytest.mark.parametrize("upper", [0.7, 1.0, 1.2])
+def test_a_solution_on_a_bound_is_exact_in_single_precision_too(upper):
+    t = np.linspace(0.0, 4.0, 50, dtype=np.float32)
+    data = 2.5 * np.exp(-1.3 * t) + 0.5 + 0.05 * np.sin(37 * t).astype(np.float32)
+    fit = LeastSquares(lambda s: s["a"] * jnp.exp(-s["k"] * t) + s["c"] - data)
+    bounded = Parameter(jnp.float32(0.5), lower=0, upper=upper)
+    state = {"a": Parameter(jnp.float32(1.0)), "k": bounded, "c": Parameter(jnp.float32(0.0))}
+    fitted, history = fit.run(state)
+    assert history["converged"]
+    assert fitted["k"].value == jnp.float32(upper)

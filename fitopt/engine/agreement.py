@@ -23,7 +23,7 @@ _counts: dict[tuple[int, ...], Iterator[int]] = collections.defaultdict(itertool
 
 
 class Agreement:
-    """That of a fit in one process, which need not ask anybody."""
+    """The agreement of a fit in one process, which need not ask anybody."""
 
     is_shared = False
     writes = True  # whether this process prints, writes and draws
@@ -61,7 +61,7 @@ class Agreement:
 
 
 class SharedAgreement(Agreement):
-    """That of several processes, which make one fit together.
+    """The agreement of several processes, which make one fit together.
 
     Requests to stop count wherever they come from; chunks are as short as the shortest that one of them
     wants. The first process has the clock, and is the one that tells, writes and draws.

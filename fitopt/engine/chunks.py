@@ -31,10 +31,12 @@ _SHORT_SECONDS = 1e-3  # a chunk shorter than this is begun while callbacks look
 class Chunks:
     """Makes the steps of a fit, chunk by chunk; iterating over it does that.
 
-    `point` is where the fit stands, and never changes: going on makes another one, for the loop copies
-    the carry with which it begins. To go back to a step between
-    two points, the steps from the first of them are made again, to the last bit: that costs nothing
-    until then.
+    `point` is where the fit stands. A point never changes, since the loop copies the carry with which it
+    begins: going on makes another one. To go back to a step between two points, the steps from the first
+    of them are made again, to the last bit: that costs nothing until then.
+
+    Between two chunks `agree` must be called once; what it says is the length of the next one. The carry
+    of the next step is `_carry`: that of `point`, or a later one where a chunk has been begun early.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class Chunks:
         return stop_reasons.reached(self._max_steps)
 
     def _collect(self, chunk: Chunk, limit: int) -> Advance:
-        """Wait for a chunk."""
+        """Wait for a chunk, and stand where it has ended, or where it was last good."""
         point = self.point
         self._carry = chunk.carry
         # If nobody looks in between, the evaluation after the last step need not wait for Python.
@@ -357,8 +359,11 @@ class Chunks:
         (falls,) = self._readable([falls])
         return vector.labelled(np.asarray(falls))
 
-    def end(self, last_loss: Callable[[], float]) -> End:
-        """Find the loss of the state where the fit stands; `last_loss` is that of the last step."""
+    def end(self, last_loss: Callable[[], float]) -> End | None:
+        """Find the loss of the state where the fit stands; `last_loss` is that of the last step.
+
+        None where it is not finite just after a resume: no good point is known.
+        """
         self._withdraw()
         point = self.point
         if point.programs.averages:
@@ -371,7 +376,7 @@ class Chunks:
         carries = snapshot.restore(self._carry).callbacks
         return jax.tree.map(lambda x: np.array(x) if is_readable(x) else x, carries)
 
-    def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End:
+    def _evaluated(self, last_loss: Callable[[], float], fault: str | None) -> End | None:
         """The end, whose loss is what the next step would record; of that step nothing else is kept.
 
         So with batches it is that of the next one, or of the last where there is no other. Where
@@ -391,4 +396,5 @@ class Chunks:
         if np.isfinite(loss):
             carries = snapshot.restore(chunk.carry).callbacks
             return End(point.values, loss, snapshot.readable(carries), fault)
-        return self._evaluated(last_loss, self._fall_back(0, loss) or fault)
+        fault = self._fall_back(0, loss)
+        return None if fault is None else self._evaluated(last_loss, fault)

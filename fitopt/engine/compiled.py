@@ -73,7 +73,7 @@ class Chunk(NamedTuple):
 
     carry: Snapshot
     status: Array  # how many steps were begun, how the last one ended, the best step of each `choosing`
-    losses: Array  # one for each step begun; what lies behind them is not meant
+    losses: Array  # one for each step begun; entries after these are undefined
     records: tuple[dict[str, PyTree] | None, ...]  # of each callback, likewise
     last: dict[str, PyTree]  # of the last step's info what host callbacks use
 

@@ -108,7 +108,7 @@ def _put(x: Any, sharding: Any) -> Any:
 
 
 def placement_of(flat: Flat, others: PyTree) -> Placement | None:
-    """That of a fit of such a state, whose loss and callbacks hold `others`; None on one device.
+    """The placement of a fit whose loss and callbacks hold `others`; None on one device.
 
     **Raises:** `ValueError` for a mesh whose axes are not automatic.
     """

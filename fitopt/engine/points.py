@@ -57,7 +57,7 @@ class Advance(NamedTuple):
     """What a chunk has brought."""
 
     steps: int  # good ones
-    losses: np.ndarray  # of these, and what lies behind them is not meant
+    losses: np.ndarray  # of these; entries after them are undefined
     records: tuple[dict[str, PyTree] | None, ...]  # likewise, of each traced callback
     stopper: int | None  # which traced callback ended it, or, counted on, which of the method's reasons
     fault: str | None = None  # what went wrong at the step after them

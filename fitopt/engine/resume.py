@@ -200,6 +200,23 @@ def check_method(point: ResumePoint, programs: "Programs", constants: Constants)
     compare_methods(there, describe_method(programs.loop, constants), advice)
 
 
+def tell_of_changes(point: ResumePoint, loop: "Loop", constants: Constants, reason: str) -> None:
+    """Warn where a fit that has ended would be another one now: its result is returned all the same."""
+    there, here = point.describe()[1], describe_method(loop, constants)
+    found = [
+        "the loss, or a setting of the optimizer or of a callback"
+        if name == _PROGRAM
+        else f"{name} is {x} there, {y} here"
+        for name, x, y in differences(there, here)
+    ]
+    if found:
+        _warn(
+            f"resume_from: this fit has ended ({reason}), and what it has returned is returned again; "
+            f"what is not as it was then has no effect: {_shown(found)}. To go on otherwise, give the "
+            "state that it returned to a new run"
+        )
+
+
 def compare_methods(there: Description, here: Description, advice: str = "") -> None:
     """Raise `ValueError` where methods have other carries; warn where only what they compute differs."""
     carry = lambda method: {k: x for k, x in method.items() if k != _PROGRAM}
@@ -216,8 +233,11 @@ def check_alike(kind: str, there: Description, here: Description, advice: str = 
     """Raise `ValueError`, which says what differs, unless two descriptions are the same."""
     found = [f"{name} is {x} there, {y} here" for name, x, y in differences(there, here)]
     if found:
-        shown = "; ".join(found[:10]) + ("; ..." if len(found) > 10 else "")
-        raise ValueError(f"cannot resume: the fit to go on with is of {kind}: {shown}{advice}")
+        raise ValueError(f"cannot resume: the fit to go on with is of {kind}: {_shown(found)}{advice}")
+
+
+def _shown(found: list[str]) -> str:
+    return "; ".join(found[:10]) + ("; ..." if len(found) > 10 else "")
 
 
 def differences(there: Description, here: Description) -> Iterator[tuple[str, str, str]]:

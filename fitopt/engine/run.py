@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..batches import Feed
+from ..batches import Feed, traced_sources
 from ..callback import Callback, HostCallback, label
 from ..history import History, ResumePoint
 from ..methods.method import Constants, StopReason
@@ -21,7 +21,6 @@ from .host_callbacks import HostCallbacks, RunningFit
 from .interruption import interruptible
 from .pace import Rhythm
 from .placement import Placement
-from .points import End
 from .programs import Programs
 from .validation import depth_in_package
 
@@ -60,6 +59,10 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
             constants = Constants(start.flat.free, start.flat.fixed)
             resume.check_state(earlier[0], start.flat.layout, constants)
             if earlier[0].final is not None:
+                loop = start.programs_for(start.flat.layout).loop
+                with contextlib.suppress(TypeError):  # iterables are not read for this
+                    known = loop.problem.constants(start.flat, traced_sources(start.batches))
+                    resume.tell_of_changes(earlier[0], loop, known, earlier[1]["stop_reason"])
                 return resume.completed(start.state, start.flat, earlier, start.placement)
         return _run(start, earlier, agreement)
 
@@ -106,17 +109,24 @@ def _run(
             if reason is None and is_cut:
                 reason = StopReason(f"interrupted (Ctrl-C) after step {chunks.point.steps - 1}")
             reason = reason or chunks.end_reason()
-            return _finished(start, chunks, writer, reason), writer.history
+            state = _finished(start, chunks, writer, reason)
+            return None if state is None else (state, writer.history)
 
 
-def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopReason) -> PyTree:
-    """Find the loss of the state to return, let callbacks offer a better one, sum up."""
+def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopReason) -> PyTree | None:
+    """Find the loss of the state to return, let callbacks offer a better one, sum up; None where that
+    state is no good.
+    """
     if reason.converged and (stalled := chunks.stalled_at_bounds()):
         reason = stop_reasons.stalled(reason, stalled)
         warnings.warn(reason.sentence, RuntimeWarning, stacklevel=depth_in_package())
     point, programs, history = chunks.resume_point(), chunks.point.programs, writer.history
     carries = chunks.carries() if programs.finishes else ()
-    end: End = chunks.end(lambda: float(history["loss"][-1]))
+    end = chunks.end(lambda: float(history["loss"][-1]))
+    if end is None:
+        return None
+    if end.fault is not None:  # the fit goes on from where it has been thrown back to
+        reason, point = StopReason(end.fault), chunks.resume_point()
     values, loss = end.values, end.loss
     for i in programs.choosing:
         callback, carry = programs.loop.problem.callbacks[i], end.callbacks[i]
@@ -124,8 +134,6 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
         best = chunks.best.values(i, int(callback.best_step(carry))) if is_better else None
         if best is not None:
             values, loss = best, float(np.asarray(best_loss))
-    if end.fault is not None:
-        reason = StopReason(end.fault)
     if reason.is_final:
         point = point._replace(final=list(values))
     writer.end(chunks.point.steps, loss, reason, chunks.elapsed, point)

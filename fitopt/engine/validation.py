@@ -59,8 +59,13 @@ def check_max_steps(max_steps: Any) -> int:
 
 
 def nothing_free(state: Any) -> str:
-    leaves = jax.tree.leaves(state, is_leaf=is_parameter)
-    fixed = [leaf.name or "one without a name" for leaf in leaves if isinstance(leaf, Parameter)]
+    placed = jax.tree.leaves_with_path(state, is_leaf=is_parameter)
+    leaves = [leaf for _, leaf in placed]
+    fixed = [
+        leaf.name or jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, leaf in placed
+        if isinstance(leaf, Parameter)
+    ]
     opaque = [leaf for leaf in leaves if dataclasses.is_dataclass(leaf) and not is_parameter(leaf)]
     hint = f"; all of these are fixed: {', '.join(fixed)}" if fixed else ""
     if opaque:
@@ -69,8 +74,8 @@ def nothing_free(state: Any) -> str:
             "register it with jax.tree_util.register_dataclass"
         )
     return (
-        "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(name, value)"
-        + hint
+        "nothing in the state is free: mark what is to be fitted with fitopt.Parameter(value), or all "
+        "arrays of a module with fitopt.trainable(module)" + hint
     )
 
 

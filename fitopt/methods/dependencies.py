@@ -28,7 +28,7 @@ class _Operation(NamedTuple):
 
 
 class Graph:
-    """A jaxpr as operations in order, each only once; for a compiled function stands what it does."""
+    """A jaxpr as operations in order, each only once; jitted functions are replaced by their bodies."""
 
     def __init__(self, closed: ClosedJaxpr):
         self.operations: list[_Operation] = []
@@ -141,7 +141,7 @@ def _compute(operations: Sequence[_Operation], known: dict[int, Any]) -> dict[in
 
 
 def _key(x: Any) -> Hashable:
-    """Equal only for what is the same."""
+    """What is hashed and compared in place of a constant or a param."""
     if (
         isinstance(x, np.ndarray | np.generic | bool | int | float | complex)
         and np.size(x) <= _MOST_COMPARED

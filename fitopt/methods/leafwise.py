@@ -1,8 +1,8 @@
 """Optimizers that treat each leaf by itself: their update as functions of one leaf.
 
-They are found by following what depends on what through the jaxpr of an update. Leaves for which that
-function is the same are stacked and updated as one array, since a CPU takes about as long for one number
-as for a hundred.
+These functions are found by following what depends on what through the jaxpr of an update. Leaves for
+which the function is the same are stacked and updated as one array, since a CPU takes about as long for
+one number as for a hundred.
 """
 
 from collections import Counter
@@ -65,7 +65,10 @@ class Leafwise:
         alike = Counter((x.shape, x.dtype) for x in leaves if x.size <= _MOST_ENTRIES)
         if max(alike.values(), default=0) < 2:
             return None
-        graph = Graph(jax.make_jaxpr(update)(position, state, position))
+        closed = jax.make_jaxpr(update)(position, state, position)
+        if closed.effects:  # such as printing, which would be done once for a stack
+            return None
+        graph = Graph(closed)
         if graph.is_bound_to_a_trace:
             return None
         owners, of_state = _owners(graph, len(leaves), len(states))
@@ -128,7 +131,8 @@ class Leafwise:
 def _owners(graph: Graph, n_leaves: int, n_state: int) -> tuple[dict[int, int], list[int]]:
     """The leaf that each value of an update belongs to, and each leaf of the state.
 
-    A leaf of the state belongs to what it is made of; so it may take some rounds until that is known.
+    A leaf of the state belongs to the leaf that it is computed from. As it is an input of the next
+    update, what is computed from it belongs there too: so this is repeated until nothing changes.
     """
     of_state = [SHARED] * n_state
     while True:

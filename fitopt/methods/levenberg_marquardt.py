@@ -253,9 +253,10 @@ class LevenbergMarquardt(optx.AbstractLeastSquaresSolver[Any, Any, Any, Any]):
             below, above = lax.stop_gradient(
                 (-units * _room(values, bounds[0]), units * _room(values, bounds[1]))
             )
+            # What is less than the tolerances would end the fit just before the bound.
+            little = jnp.maximum(jnp.maximum(_NEARBY * size + noise, enough), self.rtol * of_all)
             limits = tuple(
-                jnp.where(of_one * jnp.abs(x) <= _NEARBY * size + noise, x, _APPROACH * x)
-                for x in (below, above)
+                jnp.where(of_one * jnp.abs(x) <= little, x, _APPROACH * x) for x in (below, above)
             )
         step, newton, damping = bounded_step(system, of_one, last.radius, fixed, limits)
         undamped, known_step = (damping == 0) & ~jnp.any(waiting), lax.stop_gradient(step)

@@ -106,13 +106,19 @@ def plot_profile(profile: Profile, ax: "Axes | None" = None) -> "Axes":
     """
     axes = new_axes("plot_profile") if ax is None else ax
     rise = np.maximum(profile.losses - profile.best_loss, 0)
-    best = profile.values[np.argmin(rise)]
+    least = int(np.argmin(rise))
+    best = profile.values[least]
     away = np.sign(profile.values - best) * np.sqrt(rise)
     fine = np.linspace(profile.values[0], profile.values[-1], _FINE)
+    curve = np.interp(fine, profile.values, away) ** 2
+    if least in (0, rise.size - 1):  # from a bound the loss rises with a slope
+        nearest = profile.values[1] if least == 0 else profile.values[-2]
+        is_next = np.abs(fine - best) <= abs(nearest - best)
+        curve = np.where(is_next, np.interp(fine, profile.values, rise), curve)
     if 0 < profile.standard_error < np.inf:
         parabola = profile.unit * ((fine - profile.value) / profile.standard_error) ** 2
         axes.plot(fine, parabola, "--", color=GREY, label="parabola of the standard error")
-    axes.plot(fine, np.interp(fine, profile.values, away) ** 2, color=BLUE, label="profile")
+    axes.plot(fine, curve, color=BLUE, label="profile")
     axes.plot(profile.values, rise, ".", color=BLUE, markersize=4)
     _mark_level(axes, profile, np.interp(np.asarray(profile), profile.values, rise))
     axes.set(xlabel=profile.name, ylabel="loss above its minimum", ylim=(0, 1.5 * profile.threshold))
