@@ -341,6 +341,18 @@ def test_a_fit_whose_last_state_has_no_loss_may_be_run_again(tmp_path):
         assert "not finite at step 3" in history["stop_reason"]
 
 
+def test_an_array_that_the_user_changes_after_a_fit_does_not_change_its_best_state():
+    data = np.array([1.0], np.float32)
+    loss_of = lambda state: (state["x"] - state["d"][0]) ** 2
+    fit = OptaxOptimizer(loss_of, optax.sgd(0.8, momentum=0.9), KeepBest())
+    state = {"x": Parameter("x", 0.0), "d": data}
+    fitted, history = fit.run(state, 10)
+    data[:] = 7.0
+    again, resumed = fit.run(state, 11, resume_from=history)
+    assert float(again["x"]) == float(fitted["x"])
+    assert resumed["final_loss"] == history["final_loss"]
+
+
 def test_changes_to_a_fit_that_has_ended_are_told_of(parabola):
     _, history = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(5)).run(parabola, 500)
     other = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(50))

@@ -144,3 +144,37 @@ def test_leaves_of_an_update_with_effects_are_not_stacked():
         return jax.tree.map(lambda x: -0.1 * x, grads), state
 
     assert found(optax.GradientTransformation(lambda params: (), update)) is None
+
+
+def test_an_optimizer_that_evaluates_the_loss_is_not_stacked():
+    def update(grads, state, params, *, value_fn, **_):
+        return jax.grad(value_fn)(params), state
+
+    again = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    optimizer = optimizers.groups({"[bc]": optax.chain(again, optax.sgd(0.1))}, optax.sgd(0.1))
+    squares = lambda s: sum((s[name] - 1.0) ** 2 for name in "abcd")
+    state = {name: Parameter(name, 0.0) for name in "abcd"}
+    fitted, _ = OptaxOptimizer(squares, optimizer).run(state, 20)
+    np.testing.assert_allclose([fitted[name] for name in "abcd"], 1 - 0.8**20, rtol=1e-5)
+
+
+def test_weak_types_in_an_optimizer_become_those_of_the_loop():
+    weak = lambda params: jax.tree.map(lambda x: jnp.asarray(1.0), params)
+    update = lambda grads, state, params=None: (
+        grads,
+        jax.tree.map(lambda m, x: 0.9 * m + x, state, grads),
+    )
+    optimizer = optax.chain(optax.GradientTransformation(weak, update), optax.sgd(0.25))
+    state = {name: Parameter(name, jnp.ones((), jnp.bfloat16)) for name in "ab"}
+    squares = lambda s: (s["a"] ** 2 + s["b"] ** 2).astype(jnp.float32)
+    fitted, _ = OptaxOptimizer(squares, optimizer).run(state, 2)
+    assert fitted["a"].value == 0.25
+
+
+def test_what_cannot_be_done_for_a_whole_stack_is_done_leaf_by_leaf():
+    shape = jax.ShapeDtypeStruct((), jnp.float32)
+    double = jax.jit(lambda x: jax.pure_callback(lambda y: np.asarray(2 * y, np.float32), shape, x))
+    optimizer = optax.chain(optax.stateless(lambda u, p: jax.tree.map(double, u)), optax.sgd(0.125))
+    state = {name: Parameter(name, 1.0) for name in "ab"}
+    fitted, _ = OptaxOptimizer(lambda s: s["a"] ** 2 + s["b"] ** 2, optimizer).run(state, 2)
+    assert float(fitted["b"]) == 0.25

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from jaxtyping import Array
 
 from .points import Point
@@ -16,8 +17,9 @@ class BestSteps:
     def __init__(self, known: dict[int, Point | list[Array]] | None = None):
         self._known = known or {}  # by callback: the point before the step, or its values
 
-    def copy(self) -> "BestSteps":
-        return BestSteps({**self._known})
+    def copy(self, is_last: bool) -> "BestSteps":
+        """The same; `is_last` says that the fit has ended, so that users may change their arrays."""
+        return BestSteps({i: _frozen(x) if is_last else x for i, x in self._known.items()})
 
     def know(self, callback: int, values: list[Array]) -> None:
         """Keep the values of a step whose point is gone."""
@@ -44,3 +46,11 @@ class BestSteps:
         if step == source.steps and not after_update:
             return source.values
         return source.programs.values(source.again(step + after_update).carry, source.constants)
+
+
+def _frozen(source: Point | list[Array]) -> Point | list[Array]:
+    """The same, with copies of NumPy's arrays, which belong to the user."""
+    if not isinstance(source, Point):
+        return source
+    fixed = [x.copy() if isinstance(x, np.ndarray) else x for x in source.constants.fixed]
+    return source._replace(constants=source.constants._replace(fixed=fixed))

@@ -116,7 +116,7 @@ class Chunks:
         self._go_back()
         self._began -= point.elapsed
 
-    def resume_point(self) -> ResumePoint:
+    def resume_point(self, is_last: bool = False) -> ResumePoint:
         """All that going on from the last good step takes, besides the history."""
         steps, carry, programs, constants, *_ = self._resume_at or self.point
         pairs = zip(constants.fixed, self._flat.fixed, strict=True)
@@ -130,7 +130,7 @@ class Chunks:
             return known[programs]
 
         states = None if self._feed is None else self._feed.states(steps)
-        leaves, best, chosen = None, list, self.best.copy()
+        leaves, best, chosen = None, list, self.best.copy(is_last)
         if carry is not None:
             leaves = lambda: jax.tree.leaves(programs.plain(carry, constants))
             best = lambda: [

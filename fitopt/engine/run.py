@@ -120,13 +120,13 @@ def _finished(start: Start, chunks: Chunks, writer: HistoryWriter, reason: StopR
     if reason.converged and (stalled := chunks.stalled_at_bounds()):
         reason = stop_reasons.stalled(reason, stalled)
         warnings.warn(reason.sentence, RuntimeWarning, stacklevel=depth_in_package())
-    point, programs, history = chunks.resume_point(), chunks.point.programs, writer.history
+    point, programs, history = chunks.resume_point(is_last=True), chunks.point.programs, writer.history
     carries = chunks.carries() if programs.finishes else ()
     end = chunks.end(lambda: float(history["loss"][-1]))
     if end is None:
         return None
     if end.fault is not None:  # the fit goes on from where it has been thrown back to
-        reason, point = StopReason(end.fault), chunks.resume_point()
+        reason, point = StopReason(end.fault), chunks.resume_point(is_last=True)
     values, loss = end.values, end.loss
     for i in programs.choosing:
         callback, carry = programs.loop.problem.callbacks[i], end.callbacks[i]
@@ -172,7 +172,7 @@ def _left_to_an_error(chunks: Chunks, writer: HistoryWriter) -> Iterator[None]:
         point = chunks.point
         if point.steps:
             reason = f"{type(error).__name__} after step {point.steps - 1}"
-            writer.break_off(point.steps, reason, chunks.elapsed, chunks.resume_point())
+            writer.break_off(point.steps, reason, chunks.elapsed, chunks.resume_point(is_last=True))
             state = point.layout.state(point.values, point.constants.fixed)
             with contextlib.suppress(AttributeError):
                 error.fit = (state, writer.history)  # pyright: ignore[reportAttributeAccessIssue]

@@ -85,7 +85,14 @@ class Leafwise:
             return None
         members = [_Stack(tuple(same), tuple(own[i] for i in same)) for same in stacks.values()]
         shared = [k for k, owner in enumerate(of_state) if owner == SHARED]
-        return cls(graph, owners, members, shared, structures)
+        found = cls(graph, owners, members, shared, structures)
+        try:
+            packed = jax.eval_shape(found.pack, position, state)
+            _, after = jax.eval_shape(found.update, position, packed)
+        except NotImplementedError:  # there is something in it that cannot be done for a whole stack
+            return None
+        kinds = lambda tree: [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+        return found if kinds(after) == kinds(packed) else None
 
     def pack(self, position: PyTree, state: PyTree) -> Packed:
         """Stack leaves and the optimizer's state."""
