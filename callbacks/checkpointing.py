@@ -36,7 +36,8 @@ class Checkpoint(HostCallback):
 
     **Arguments:**
 
-    - `directory`: made if need be. One that holds checkpoints already is for resuming from it.
+    - `directory`: made if need be. One that holds checkpoints already is for resuming from it; a
+        fit that begins anew with the same callback, as when a cell is run again, replaces its own.
     - `every`: write after steps 0, `every`, 2 `every`, ... instead of by the clock; of many fits at once
         whenever so many more have ended.
     - `seconds`: without `every`, write when so much time has passed since the last one.

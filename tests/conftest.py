@@ -3,6 +3,10 @@
 import contextlib
 import importlib.metadata
 import os
+import signal
+
+# A shell starts what runs in its background with Ctrl-C ignored, which tests of Ctrl-C would wait for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tests compile much and compute little: without XLA's optimizations the suite takes less than half the
 # time. `XLA_FLAGS= pytest` runs it with what users have.

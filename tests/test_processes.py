@@ -44,9 +44,9 @@ class Pair:
             address = f"127.0.0.1:{probe.getsockname()[1]}"
         running = [started(i, address, directory) for i in range(2)]
         try:
-            errors = [running[1].communicate(timeout=300)[1]]
+            errors = [running[1].communicate(timeout=900)[1]]
             died = time.monotonic()
-            errors.insert(0, running[0].communicate(timeout=60)[1])
+            errors.insert(0, running[0].communicate(timeout=300)[1])
             self.seconds_alone = time.monotonic() - died
         finally:
             for process in running:
@@ -74,7 +74,7 @@ def alone(tmp_path_factory):
     """What one process with two devices has found, and where it has left checkpoints."""
     directory = tmp_path_factory.mktemp("alone")
     process = started(directory)
-    _, error = process.communicate(timeout=300)
+    _, error = process.communicate(timeout=900)
     assert process.returncode == 0, error[-3000:]
     return json.loads((directory / "found.json").read_text()), directory / "saved"
 
