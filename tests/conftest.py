@@ -5,9 +5,6 @@ import importlib.metadata
 import os
 import signal
 
-# A shell starts what runs in its background with Ctrl-C ignored, which tests of Ctrl-C would wait for.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-
 # Tests compile much and compute little: without XLA's optimizations the suite takes less than half the
 # time. `XLA_FLAGS= pytest` runs it with what users have.
 os.environ.setdefault(
@@ -28,6 +25,9 @@ except importlib.metadata.PackageNotFoundError:
     pytest.exit('fitopt is not installed here; run: pip install -e ".[test]"', returncode=4)
 
 import fitopt
+
+# A shell starts what runs in its background with Ctrl-C ignored, which tests of Ctrl-C would wait for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TIMES = jnp.linspace(0.0, 4.0, 40)
 DATA = 2.5 * jnp.exp(-1.3 * TIMES) + 0.5 + 0.05 * jnp.sin(37 * TIMES)
