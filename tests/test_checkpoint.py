@@ -353,6 +353,14 @@ def test_an_array_that_the_user_changes_after_a_fit_does_not_change_its_best_sta
     assert resumed["final_loss"] == history["final_loss"]
 
 
+def test_the_best_step_is_kept_in_double_precision_too(tmp_path):
+    with jax.enable_x64(True):
+        fit = OptaxOptimizer(lambda s: s["x"] ** 2, optax.adam(0.1), [KeepBest(), Checkpoint(tmp_path)])
+        fit.run({"x": Parameter("x", 3.0)}, 10)
+        _, history = fit.run({"x": Parameter("x", 3.0)}, 20, resume_from=tmp_path)
+    assert history["n_steps"] == 20
+
+
 def test_changes_to_a_fit_that_has_ended_are_told_of(parabola):
     _, history = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(5)).run(parabola, 500)
     other = OptaxOptimizer(quadratic, optax.adam(0.1), EarlyStopping(50))

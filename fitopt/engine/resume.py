@@ -168,7 +168,7 @@ def describe_method(loop: "Loop", constants: Constants) -> Description:
 
     def step(carry: Any, constants: Constants) -> Any:
         bound = loop.bind(constants)
-        after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), int))
+        after, info, loss, code = loop.step(*bound, carry, jax.numpy.zeros((), jax.numpy.int32))
         return after, info._replace(state=None), loss, code  # the state may hold what is no array
 
     shapes = jax.tree.map(_anywhere, (carry, constants))
