@@ -102,7 +102,7 @@ class Chunks:
         if self._placement is not None:
             arrays = self._placement.put(arrays, jax.tree.leaves(plain))
             begin = self._placement.put_values(begin)
-            best = [x and self._placement.put_values(x) for x in best]
+            best = [None if x is None else self._placement.put_values(x) for x in best]
         constants = constants._replace(start=begin)
         plain = jax.tree.unflatten(jax.tree.structure(plain), arrays)
         carries = [*plain.callbacks]

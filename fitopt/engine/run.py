@@ -59,9 +59,11 @@ def run(start: Start, earlier: tuple[ResumePoint, History] | None) -> tuple[PyTr
             constants = Constants(start.flat.free, start.flat.fixed)
             resume.check_state(earlier[0], start.flat.layout, constants)
             if earlier[0].final is not None:
-                loop = start.programs_for(start.flat.layout).loop
+                loop, batches = start.programs_for(start.flat.layout).loop, None
                 with contextlib.suppress(TypeError):  # iterables are not read for this
-                    known = loop.problem.constants(start.flat, traced_sources(start.batches))
+                    batches = traced_sources(start.batches)
+                if batches is start.batches:
+                    known = loop.problem.constants(start.flat, batches)
                     resume.tell_of_changes(earlier[0], loop, known, earlier[1]["stop_reason"])
                 return resume.completed(start.state, start.flat, earlier, start.placement)
         return _run(start, earlier, agreement)
